@@ -1,0 +1,20 @@
+//! The words of the field: who, which generation, what is persisted, what is said.
+
+mod id;
+mod message;
+mod request;
+mod snapshot;
+mod span;
+mod time;
+mod value;
+
+pub use id::{
+    CaptureId, ChangefeedEpoch, ChangefeedId, DrainEpoch, Incarnation, NAME_MAX_BYTES, NameError, NodeEpoch, Term,
+    WriterEpoch,
+};
+pub use message::*;
+pub use request::*;
+pub use snapshot::*;
+pub use span::{CommitTs, Span, SpanId};
+pub use time::{Instant, Now, UnixMillis};
+pub use value::*;

@@ -1,0 +1,181 @@
+//! What people and programs ask of a cluster, and the answers.
+
+use std::sync::Arc;
+
+use super::{
+    CaptureId, ChangefeedConfig, ChangefeedId, DrainEpoch, NoPeersPolicy, NodeEpoch, OnDeadline, UnixMillis, WorkCount,
+};
+
+/// Ties an answer to its request; given out by the process that asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// A call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Empty a capture. The same request again adds its requester and replaces `avoid`.
+    Drain(DrainRequest),
+    /// Call a drain off.
+    Cancel {
+        /// Its target.
+        capture: CaptureId,
+        /// Which drain of it, if the caller cares.
+        epoch: Option<DrainEpoch>,
+        /// Who asks.
+        requester: String,
+    },
+    /// Have a `Stopping` capture that lives on register anew.
+    Release {
+        /// Which.
+        capture: CaptureId,
+        /// Which life of it, if the caller cares.
+        node_epoch: Option<NodeEpoch>,
+    },
+    /// Create a changefeed.
+    CreateChangefeed {
+        /// Its name.
+        id: ChangefeedId,
+        /// What it replicates.
+        config: Arc<ChangefeedConfig>,
+    },
+    /// Stop a changefeed's work and keep its position.
+    PauseChangefeed(ChangefeedId),
+    /// Let a paused or failed changefeed go on from its position.
+    ResumeChangefeed(ChangefeedId),
+    /// Remove a changefeed and its position.
+    DeleteChangefeed(ChangefeedId),
+    /// Give up being coordinator for a lease period.
+    Resign,
+}
+
+/// The call to empty a capture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DrainRequest {
+    /// Which.
+    pub capture: CaptureId,
+    /// The life of it that the caller means.
+    pub node_epoch: Option<NodeEpoch>,
+    /// The pod that the caller means.
+    pub pod_uid: Option<Arc<str>>,
+    /// The drain that the caller believes to be on.
+    pub epoch: Option<DrainEpoch>,
+    /// Who asks.
+    pub requester: String,
+    /// Why.
+    pub reason: String,
+    /// How long it may take, in milliseconds.
+    pub deadline_ms: Option<u64>,
+    /// What follows the deadline.
+    pub on_deadline: OnDeadline,
+    /// What follows when no other capture is there.
+    pub no_peers_policy: NoPeersPolicy,
+    /// When the hook of the target's pod gives up.
+    pub hook_deadline_ms: Option<UnixMillis>,
+    /// Captures that should rather not get the work.
+    pub avoid: Vec<CaptureId>,
+    /// Only say what would happen.
+    pub dry_run: bool,
+}
+
+impl DrainRequest {
+    /// A plain request: no deadline, no preconditions.
+    pub fn new(capture: CaptureId, requester: impl Into<String>) -> Self {
+        Self {
+            capture,
+            node_epoch: None,
+            pod_uid: None,
+            epoch: None,
+            requester: requester.into(),
+            reason: String::new(),
+            deadline_ms: None,
+            on_deadline: OnDeadline::default(),
+            no_peers_policy: NoPeersPolicy::default(),
+            hook_deadline_ms: None,
+            avoid: Vec::new(),
+            dry_run: false,
+        }
+    }
+}
+
+/// The answer to a call that was carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The drain is on, persisted.
+    Draining {
+        /// Its number.
+        epoch: DrainEpoch,
+        /// What is left on the target, as far as is known.
+        current: WorkCount,
+    },
+    /// The target is `Stopping`: proven empty under this epoch.
+    Drained {
+        /// The drain's number.
+        epoch: DrainEpoch,
+    },
+    /// What a drain would do.
+    DryRun {
+        /// What would move.
+        current: WorkCount,
+        /// Who would get the maintainers.
+        destinations: Vec<CaptureId>,
+    },
+    /// Carried out, nothing more to say.
+    Done,
+}
+
+/// Why a call was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Somebody else decides.
+    #[error("this capture is not the coordinator{}", coordinator.as_deref().map(|at| format!("; it is at {at}")).unwrap_or_default())]
+    NotCoordinator {
+        /// Where, when known.
+        coordinator: Option<Arc<str>>,
+    },
+    /// The coordinator does not know enough yet, or could not tell whether its write took effect. Ask again.
+    #[error("the coordinator is not ready: {0}")]
+    NotReady(String),
+    /// No such capture.
+    #[error("capture {0} is not registered")]
+    UnknownCapture(CaptureId),
+    /// No such changefeed.
+    #[error("there is no changefeed {0}")]
+    UnknownChangefeed(ChangefeedId),
+    /// The name is taken.
+    #[error("changefeed {0} exists already")]
+    ChangefeedExists(ChangefeedId),
+    /// One at a time.
+    #[error("capture {target} is being drained under epoch {epoch}; one drain at a time")]
+    OtherDrain {
+        /// Of whom.
+        target: CaptureId,
+        /// Its number.
+        epoch: DrainEpoch,
+    },
+    /// Nobody could take the work.
+    #[error("no other capture is alive to take the work of {0}; add one, or delete the pod without a drain")]
+    NoPeers(CaptureId),
+    /// The caller means another life, pod or drain.
+    #[error("not the one that is meant: {0}")]
+    Mismatch(String),
+    /// It is too late, or too early, for that.
+    #[error("{0}")]
+    Conflict(String),
+}
+
+impl Refusal {
+    /// A stable word for error details, metrics and logs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotCoordinator { .. } => "NOT_COORDINATOR",
+            Self::NotReady(_) => "NOT_READY",
+            Self::UnknownCapture(_) => "UNKNOWN_CAPTURE",
+            Self::UnknownChangefeed(_) => "UNKNOWN_CHANGEFEED",
+            Self::ChangefeedExists(_) => "CHANGEFEED_EXISTS",
+            Self::OtherDrain { .. } => "OTHER_DRAIN",
+            Self::NoPeers(_) => "NO_PEERS",
+            Self::Mismatch(_) => "MISMATCH",
+            Self::Conflict(_) => "CONFLICT",
+        }
+    }
+}
