@@ -1,0 +1,1 @@
+//! How commands and the operator talk to a cluster.

@@ -1,0 +1,1 @@
+//! The data path: table triggers, dispatchers, sources and sinks.

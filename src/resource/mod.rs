@@ -1,0 +1,1 @@
+//! The `CaptureDrain` resource and the pure stages that reconcile it.

@@ -1,0 +1,1 @@
+//! Where a cluster's state is persisted: etcd, or one file.

@@ -1,0 +1,1 @@
+//! Is the sink equal to the source?
