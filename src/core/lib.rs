@@ -2,8 +2,15 @@
 //!
 //! Start at [`process::Process`], a whole capture: events in, effects out.
 
+mod agent;
+mod coordinator;
+mod host;
 pub mod log;
+pub mod maintainer;
 pub mod model;
+pub mod mutant;
 pub mod process;
 pub mod store;
+mod view;
 pub mod work;
+mod write;

@@ -1,6 +1,6 @@
 //! What is worth telling people: a message and fields with the names that logs use everywhere.
 
-use crate::model::{CaptureId, ChangefeedId, DrainEpoch};
+use crate::model::{CaptureId, ChangefeedId, DrainEpoch, DrainRecord};
 
 /// How loud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,44 @@ pub struct Line {
     pub capture: Option<CaptureId>,
     /// A changefeed.
     pub changefeed: Option<ChangefeedId>,
-    /// Anything else, as `field=value`.
-    pub detail: Option<String>,
+    /// One more field: its name and its value.
+    pub detail: Option<(&'static str, String)>,
+}
+
+impl Line {
+    fn new(level: Level, message: &'static str) -> Self {
+        Self { level, message, target: None, epoch: None, capture: None, changefeed: None, detail: None }
+    }
+
+    pub(crate) fn info(message: &'static str) -> Self {
+        Self::new(Level::Info, message)
+    }
+
+    pub(crate) fn warn(message: &'static str) -> Self {
+        Self::new(Level::Warn, message)
+    }
+
+    /// About this drain.
+    pub(crate) fn drain(mut self, record: &DrainRecord) -> Self {
+        self.target = Some(record.target.clone());
+        self.epoch = Some(record.epoch);
+        self
+    }
+
+    /// About this capture.
+    pub(crate) fn of(mut self, capture: &CaptureId) -> Self {
+        self.capture = Some(capture.clone());
+        self
+    }
+
+    /// About this changefeed.
+    pub(crate) fn on(mut self, changefeed: &ChangefeedId) -> Self {
+        self.changefeed = Some(changefeed.clone());
+        self
+    }
+
+    pub(crate) fn with(mut self, field: &'static str, value: &str) -> Self {
+        self.detail = Some((field, value.to_owned()));
+        self
+    }
 }

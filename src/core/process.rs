@@ -2,14 +2,22 @@
 //!
 //! The driver does: receive → [`Process::handle`] → carry out the effects in order, and nothing else.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
+    agent::{Agent, AgentOutput},
+    coordinator::{Coordinator, Output as CoordinatorOutput},
+    host::{Host, HostOutput},
+    log::Line,
+    maintainer::{Input, Maintainer, Output as MaintainerOutput},
     model::{
-        Answer, ChangefeedEpoch, ChangefeedId, Envelope, Instant, Now, Options, Position, Refusal, Registration,
-        Request, RequestId, Snapshot,
+        Answer, Body, CaptureId, CaptureStatus, ChangefeedEpoch, ChangefeedId, Command, Envelope, Incarnation, Instant,
+        KeyName, Liveness, MaintainerPhase, Now, Options, Position, Refusal, Registration, Request, RequestId,
+        Snapshot, Term, ValueError, WorkCount,
     },
+    mutant::{Mutant, Mutants},
     store::{Changes, LeaseId, Listing, Revision, Txn, TxnOutcome},
+    view::View,
     work::{WorkEvent, WorkOrder},
 };
 
@@ -128,34 +136,509 @@ pub enum Effect {
         answer: Result<Answer, Refusal>,
     },
     /// Tell people.
-    Log(crate::log::Line),
+    Log(Line),
+    /// The store holds something that this build cannot read: the process has to end, and say so.
+    Halt(ValueError),
 }
 
-/// How a capture presents itself when it registers; the node epoch is filled in.
-pub type Identity = Registration;
+/// What would make the coordinator act at once, so that it is told at once and not with the next heartbeat.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Urgent {
+    idle: bool,
+    maintainers: Vec<(ChangefeedId, ChangefeedEpoch, MaintainerPhase, bool, bool)>,
+}
 
 /// A capture.
 #[derive(Debug)]
-pub struct Process {}
+pub struct Process {
+    options: Options,
+    mutants: Mutants,
+    agent: Agent,
+    view: Option<View>,
+    host: Option<Host>,
+    coordinator: Option<Coordinator>,
+    /// The highest coordinator that was heard, and its term.
+    heard: Option<(Incarnation, Term)>,
+    /// What was last told at once.
+    told: Urgent,
+    next_flush: Instant,
+    local: VecDeque<Envelope>,
+    effects: Vec<Effect>,
+    started: bool,
+    now: Now,
+}
 
 impl Process {
     /// A capture that has not registered yet. `identity.node_epoch` does not matter.
-    pub fn new(_identity: Identity, _options: Options) -> Self {
-        Self {}
+    pub fn new(identity: Registration, options: Options) -> Self {
+        Self::with_mutants(identity, options, Mutants::default())
     }
 
-    /// Takes an event, and says what shall be done.
-    pub fn handle(&mut self, _event: Event, _now: Now) -> Vec<Effect> {
-        Vec::new()
+    /// A capture with one rule broken, for the simulation.
+    pub fn with_mutants(identity: Registration, options: Options, mutants: Mutants) -> Self {
+        Self {
+            agent: Agent::new(identity, options.clone(), mutants),
+            options,
+            mutants,
+            view: None,
+            host: None,
+            coordinator: None,
+            heard: None,
+            told: Urgent::default(),
+            next_flush: Instant::default(),
+            local: VecDeque::new(),
+            effects: Vec::new(),
+            started: false,
+            now: Now::default(),
+        }
+    }
+
+    /// Takes an event, and says what shall be done, in order.
+    pub fn handle(&mut self, event: Event, now: Now) -> Vec<Effect> {
+        self.now = now;
+        if !self.started {
+            self.started = true;
+            self.effects.push(Effect::Load);
+        }
+        self.take(event);
+        self.settle();
+        while let Some(envelope) = self.local.pop_front() {
+            self.receive(envelope);
+            if self.local.is_empty() {
+                self.settle();
+            }
+        }
+        std::mem::take(&mut self.effects)
     }
 
     /// When [`Event::Wake`] is due at the latest.
     pub fn wake_at(&self) -> Option<Instant> {
-        None
+        let host = self.host.as_ref().and_then(Host::wake_at);
+        let flush = self.host.as_ref().filter(|host| host.has_news()).map(|_| self.next_flush);
+        let coordinator = self.coordinator.as_ref().map(Coordinator::wake_at);
+        [self.agent.wake_at(), host, flush, coordinator].into_iter().flatten().min()
+    }
+
+    fn take(&mut self, event: Event) {
+        let now = self.now;
+        match event {
+            Event::Wake => {}
+            Event::LeaseGranted { lease, sent_at, nonce } => {
+                let outputs = self.agent.lease_granted(lease, sent_at, nonce);
+                self.carry_out_agent(outputs);
+            }
+            Event::LeaseNotGranted => self.agent.lease_not_granted(now),
+            Event::LeaseKept { lease, sent_at } => self.agent.lease_kept(lease, sent_at),
+            Event::LeaseLost(lease) => {
+                let outputs = self.agent.lease_lost(lease);
+                self.carry_out_agent(outputs);
+            }
+            Event::Loaded(listing) => self.load(&listing),
+            Event::Changed(changes) => self.change(&changes),
+            Event::Written { lane, outcome } => self.written(&lane, outcome),
+            Event::PositionRead { changefeed, epoch, position } => {
+                self.tell_maintainer(&changefeed, epoch, Input::PositionRead(position));
+            }
+            Event::Message(envelope) => self.receive(envelope),
+            Event::Work(event) => self.work(event),
+            Event::Request { id, request } => self.request(id, request),
+            Event::Terminate => self.agent.terminate(),
+            Event::Prove(id) => self.prove(id),
+        }
+    }
+
+    fn load(&mut self, listing: &Listing) {
+        match View::load(listing, self.mutants) {
+            Ok(view) if self.view.as_ref().is_none_or(|known| known.revision <= view.revision) => {
+                self.view = Some(view);
+            }
+            Ok(_) => {}
+            Err(error) => return self.effects.push(Effect::Halt(error)),
+        }
+        self.agent.reloaded();
+        if let Some(coordinator) = &mut self.coordinator {
+            coordinator.reloaded();
+        }
+    }
+
+    fn change(&mut self, changes: &Changes) {
+        if let Some(view) = &mut self.view
+            && let Err(error) = view.apply(changes)
+        {
+            self.effects.push(Effect::Halt(error));
+        }
+    }
+
+    fn written(&mut self, lane: &Lane, outcome: TxnOutcome) {
+        match lane {
+            Lane::Agent => {
+                let outputs = self.agent.written(outcome);
+                self.carry_out_agent(outputs);
+            }
+            Lane::Coordinator => {
+                if let Some(coordinator) = &mut self.coordinator {
+                    coordinator.written(outcome);
+                }
+            }
+            Lane::Maintainer(changefeed, epoch) => {
+                self.tell_maintainer(changefeed, *epoch, Input::Written(outcome));
+            }
+        }
+    }
+
+    fn request(&mut self, id: RequestId, request: Request) {
+        if let Some(coordinator) = &mut self.coordinator {
+            return coordinator.request(id, request);
+        }
+        let coordinator = self.view.as_ref().and_then(View::coordinator).map(|at| at.advertise_addr.clone());
+        self.effects.push(Effect::Answer { id, answer: Err(Refusal::NotCoordinator { coordinator }) });
+    }
+
+    fn prove(&mut self, id: RequestId) {
+        let proof = self.view.as_ref().filter(|view| self.agent.prove(view)).and_then(|view| {
+            let mark = view.liveness.get(self.agent.id())?;
+            Some(Answer::Drained { epoch: mark.value.drain_epoch })
+        });
+        let answer = proof.ok_or_else(|| Refusal::NotReady("this capture is not proven empty".to_owned()));
+        self.effects.push(Effect::Answer { id, answer });
+    }
+
+    /// Does what is due in every part.
+    fn settle(&mut self) {
+        let outputs = self.agent.advance(self.view.as_ref(), self.now);
+        self.carry_out_agent(outputs);
+        self.follow_membership();
+        self.follow_office();
+        if let (Some(coordinator), Some(view)) = (&mut self.coordinator, &self.view) {
+            let outputs = coordinator.advance(view, self.now);
+            self.carry_out_coordinator(outputs);
+        }
+        self.wake_maintainers();
+        self.flush();
+        self.report_urgent();
+    }
+
+    fn follow_membership(&mut self) {
+        let me = self.agent.me();
+        match (&self.host, me) {
+            (None, Some(me)) => self.host = Some(Host::new(me, self.mutants)),
+            (Some(_), None) => self.host = None,
+            _ => {}
+        }
+        if let (Some(host), Some(view)) = (&mut self.host, &self.view) {
+            host.forget_placements(|changefeed| view.infos.contains_key(changefeed));
+        }
+    }
+
+    /// In office is who won the election and has shown that it may act.
+    fn follow_office(&mut self) {
+        let office = self.view.as_ref().zip(self.agent.me()).and_then(|(view, me)| {
+            let (leader, term, acting) = view.leader()?;
+            (*leader == me && acting && view.is_registered(&me)).then_some((me, term))
+        });
+        if self.coordinator.as_ref().map(Coordinator::term) == office.as_ref().map(|(_, term)| *term) {
+            return;
+        }
+        if let Some(former) = self.coordinator.take() {
+            let outputs = former.step_down();
+            self.carry_out_coordinator(outputs);
+        }
+        self.coordinator =
+            office.map(|(me, term)| Coordinator::new(me, term, self.options.clone(), self.mutants, self.now));
+    }
+
+    fn wake_maintainers(&mut self) {
+        let Some(host) = &mut self.host else { return };
+        let now = self.now;
+        let due = host.running().filter(|(_, _, m)| m.wake_at().is_some_and(|at| at <= now.monotonic));
+        let outputs: Vec<_> = due.map(|(id, epoch, m)| (id.clone(), epoch, m.handle(Input::Wake, now))).collect();
+        for (changefeed, epoch, outputs) in outputs {
+            self.carry_out_maintainer(&changefeed, epoch, outputs);
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.now.monotonic < self.next_flush {
+            return;
+        }
+        self.next_flush = self.now.monotonic + self.options.heartbeat / 5;
+        if let Some(host) = &mut self.host {
+            let outputs = host.flush();
+            self.carry_out_host(outputs);
+        }
+    }
+
+    /// Takes a message, if it is meant for this life and has the authority that it needs.
+    fn receive(&mut self, envelope: Envelope) {
+        let Some(me) = self.agent.me() else { return };
+        if envelope.to != me && !self.mutants.has(Mutant::IgnoresNodeEpoch) {
+            return;
+        }
+        match envelope.body {
+            Body::Command { term, command } => self.obey(envelope.from, term, command),
+            Body::Report { term, report } => {
+                let now = self.now;
+                if let Some(coordinator) = self.coordinator.as_mut().filter(|c| c.term() == term) {
+                    coordinator.report(&envelope.from, *report, now);
+                }
+            }
+            Body::Order { changefeed, epoch, order } => {
+                if let Some(host) = &mut self.host {
+                    let outputs = host.order(&envelope.from, &changefeed, epoch, order);
+                    self.carry_out_host(outputs);
+                }
+            }
+            Body::Status { changefeed, epoch, status } => {
+                self.tell_maintainer(&changefeed, epoch, Input::Status { from: envelope.from, status });
+            }
+        }
+    }
+
+    fn obey(&mut self, from: Incarnation, term: Term, command: Command) {
+        let known = self.heard.as_ref().map(|(_, term)| *term).unwrap_or_default();
+        if term < known && !self.mutants.has(Mutant::AcceptsLowerTerm) {
+            return;
+        }
+        self.heard = Some((from, term));
+        match command {
+            Command::Heartbeat(heartbeat) => {
+                let taken = self.host.as_mut().is_some_and(|host| host.hear(&heartbeat.state));
+                if taken {
+                    self.tell_all_maintainers(&heartbeat);
+                    self.report();
+                }
+            }
+            Command::StartMaintainer { changefeed, epoch, place_revision, config } => {
+                let admitted = self.host.as_mut().is_some_and(|host| host.admit_maintainer(&changefeed, epoch));
+                if let (true, Some(me)) = (admitted, self.agent.me()) {
+                    let options = self.options.clone();
+                    let mut maintainer =
+                        Box::new(Maintainer::new(me, changefeed.clone(), epoch, place_revision, config, options));
+                    maintainer.set_mutants(self.mutants);
+                    let outputs = maintainer.start(self.now);
+                    if let Some(host) = &mut self.host {
+                        host.install(changefeed.clone(), epoch, maintainer);
+                    }
+                    self.carry_out_maintainer(&changefeed, epoch, outputs);
+                }
+            }
+            Command::StopMaintainer { changefeed, epoch } => {
+                let outputs = self.host.as_mut().map(|host| host.stop_maintainer(&changefeed, epoch));
+                self.carry_out_host(outputs.unwrap_or_default());
+                self.report();
+            }
+            Command::StopDispatchers { changefeed, epoch } => {
+                let outputs = self.host.as_mut().map(|host| host.stop_dispatchers(&changefeed, epoch));
+                self.carry_out_host(outputs.unwrap_or_default());
+            }
+            Command::Release => {
+                let outputs = self.view.as_ref().map(|view| self.agent.release(view));
+                self.carry_out_agent(outputs.unwrap_or_default());
+            }
+        }
+    }
+
+    fn tell_all_maintainers(&mut self, heartbeat: &crate::model::Heartbeat) {
+        let Some(host) = &mut self.host else { return };
+        let now = self.now;
+        let outputs: Vec<_> =
+            host.running().map(|(id, epoch, m)| (id.clone(), epoch, m.handle(Input::Heard(heartbeat), now))).collect();
+        for (changefeed, epoch, outputs) in outputs {
+            self.carry_out_maintainer(&changefeed, epoch, outputs);
+        }
+    }
+
+    fn tell_maintainer(&mut self, changefeed: &ChangefeedId, epoch: ChangefeedEpoch, input: Input<'_>) {
+        let now = self.now;
+        let maintainer = self.host.as_mut().and_then(|host| host.maintainer(changefeed, epoch));
+        let outputs = maintainer.map(|maintainer| maintainer.handle(input, now));
+        self.carry_out_maintainer(changefeed, epoch, outputs.unwrap_or_default());
+    }
+
+    fn work(&mut self, event: WorkEvent) {
+        match event {
+            WorkEvent::Checkpoint { key, checkpoint_ts, split_at } => {
+                let outputs = self.host.as_mut().map(|host| host.checkpoint(&key, checkpoint_ts, split_at));
+                self.carry_out_host(outputs.unwrap_or_default());
+            }
+            WorkEvent::Stopped { key, checkpoint_ts } => {
+                let outputs = self.host.as_mut().map(|host| host.dispatcher_ended(&key, checkpoint_ts, None));
+                self.carry_out_host(outputs.unwrap_or_default());
+            }
+            WorkEvent::Failed { key, checkpoint_ts, error, fatal } => {
+                let outputs =
+                    self.host.as_mut().map(|host| host.dispatcher_ended(&key, checkpoint_ts, Some((error, fatal))));
+                self.carry_out_host(outputs.unwrap_or_default());
+            }
+            WorkEvent::Tables { changefeed, epoch, born, ended, resolved_ts, resolved_at_ms } => {
+                let input = Input::Tables { born, ended, resolved_ts, resolved_at_ms };
+                self.tell_maintainer(&changefeed, epoch, input);
+            }
+            WorkEvent::TriggerFailed { changefeed, epoch, error } => {
+                self.tell_maintainer(&changefeed, epoch, Input::TriggerFailed(error));
+            }
+            WorkEvent::TriggerStopped { changefeed, epoch } => {
+                if let Some(host) = &mut self.host {
+                    host.trigger_stopped(&changefeed, epoch);
+                }
+            }
+            WorkEvent::AllStopped => self.agent.all_stopped(self.now),
+        }
+    }
+
+    /// Tells the coordinator what is here.
+    fn report(&mut self) {
+        let (Some(host), Some((to, term)), Some(from)) = (&mut self.host, self.heard.clone(), self.agent.me()) else {
+            return;
+        };
+        let body = Body::Report { term, report: Box::new(host.report()) };
+        self.send(Envelope { from, to, body });
+    }
+
+    /// Tells the coordinator at once what would make it act.
+    fn report_urgent(&mut self) {
+        let Some(host) = &mut self.host else { return };
+        let target = host.state().drain.as_ref().map(|drain| drain.target.capture.clone());
+        let maintainers = host.running().map(|(id, epoch, m)| {
+            let report = m.report();
+            let by_capture = report.dispatchers.as_ref();
+            let off_target = target.as_ref().is_none_or(|id| by_capture.is_some_and(|map| !map.contains_key(id)));
+            (id.clone(), epoch, report.phase, off_target, report.in_flight == 0)
+        });
+        let maintainers = maintainers.collect();
+        let urgent = Urgent { idle: host.inventory() == WorkCount::default(), maintainers };
+        if urgent != self.told {
+            self.told = urgent;
+            self.report();
+        }
+    }
+
+    fn send(&mut self, envelope: Envelope) {
+        if self.agent.me().as_ref() == Some(&envelope.to) {
+            return self.local.push_back(envelope);
+        }
+        let address = self.view.as_ref().and_then(|view| view.captures.get(&envelope.to.capture));
+        if let Some(to) = address.map(|kept| kept.value.advertise_addr.clone()) {
+            self.effects.push(Effect::Send { to, envelope });
+        }
+    }
+
+    fn carry_out_agent(&mut self, outputs: Vec<AgentOutput>) {
+        for output in outputs {
+            let effect = match output {
+                AgentOutput::GrantLease => Effect::GrantLease,
+                AgentOutput::KeepLease(lease) => Effect::KeepLease(lease),
+                AgentOutput::RevokeLease(lease) => Effect::RevokeLease(lease),
+                AgentOutput::Load => Effect::Load,
+                AgentOutput::Write(txn) => Effect::Write { lane: Lane::Agent, txn },
+                AgentOutput::Left => {
+                    self.host = None;
+                    self.local.clear();
+                    self.told = Urgent::default();
+                    self.follow_office();
+                    self.effects
+                        .push(Effect::Log(Line::warn("registration is over, all work ends").of(self.agent.id())));
+                    Effect::Work(WorkOrder::StopAll)
+                }
+            };
+            self.effects.push(effect);
+        }
+    }
+
+    fn carry_out_coordinator(&mut self, outputs: Vec<CoordinatorOutput>) {
+        for output in outputs {
+            match output {
+                CoordinatorOutput::Send { to, command } => {
+                    let term = self.coordinator.as_ref().map(Coordinator::term);
+                    if let (Some(from), Some(term)) = (self.agent.me(), term) {
+                        self.send(Envelope { from, to, body: Body::Command { term, command } });
+                    }
+                }
+                CoordinatorOutput::Write(txn) => self.effects.push(Effect::Write { lane: Lane::Coordinator, txn }),
+                CoordinatorOutput::Load => self.effects.push(Effect::Load),
+                CoordinatorOutput::Answer { id, answer } => self.effects.push(Effect::Answer { id, answer }),
+                CoordinatorOutput::Log(line) => self.effects.push(Effect::Log(line)),
+                CoordinatorOutput::Resigned => self.agent.resign(self.now),
+            }
+        }
+    }
+
+    fn carry_out_host(&mut self, outputs: Vec<HostOutput>) {
+        for output in outputs {
+            match output {
+                HostOutput::Work(order) => self.effects.push(Effect::Work(order)),
+                HostOutput::Status { to, changefeed, epoch, status } => {
+                    if let Some(from) = self.agent.me() {
+                        self.send(Envelope { from, to, body: Body::Status { changefeed, epoch, status } });
+                    }
+                }
+            }
+        }
+    }
+
+    fn carry_out_maintainer(
+        &mut self,
+        changefeed: &ChangefeedId,
+        epoch: ChangefeedEpoch,
+        outputs: Vec<MaintainerOutput>,
+    ) {
+        let Some(from) = self.agent.me() else { return };
+        for output in outputs {
+            let changefeed = changefeed.clone();
+            match output {
+                MaintainerOutput::ReadPosition => self.effects.push(Effect::ReadPosition { changefeed, epoch }),
+                MaintainerOutput::StartTrigger { start_ts } => {
+                    let Some(config) =
+                        self.host.as_mut().and_then(|host| Some(host.maintainer(&changefeed, epoch)?.config().clone()))
+                    else {
+                        continue;
+                    };
+                    let order = WorkOrder::StartTrigger { changefeed, epoch, start_ts, config };
+                    self.effects.push(Effect::Work(order));
+                }
+                MaintainerOutput::Order { to, order } => {
+                    let body = Body::Order { changefeed, epoch, order };
+                    self.send(Envelope { from: from.clone(), to, body });
+                }
+                MaintainerOutput::Write(txn) => {
+                    self.effects.push(Effect::Write { lane: Lane::Maintainer(changefeed, epoch), txn });
+                }
+            }
+        }
     }
 
     /// What it knows.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::default()
+        let Some(view) = &self.view else { return Snapshot::default() };
+        let me = self.agent.me();
+        let liveness = me.as_ref().and_then(|me| view.liveness(&me.capture));
+        let term = view.leader().map(|(_, term, _)| term);
+        let up_to_date = self.host.as_ref().is_some_and(|host| Some(host.state().stamp.term) == term);
+        let captures = view.captures.iter().map(|(id, kept)| (id.clone(), self.capture_status(view, id, &kept.value)));
+        let coordinator = self.coordinator.as_ref();
+        Snapshot {
+            ready: up_to_date && liveness.is_some_and(|liveness| liveness != Liveness::Stopping),
+            liveness,
+            is_coordinator: coordinator.is_some(),
+            coordinator: view.coordinator().map(|at| (at.id.clone(), at.advertise_addr.clone())),
+            captures: captures.collect(),
+            last_epoch: view.drain_epoch(),
+            drain: coordinator.and_then(|coordinator| coordinator.drain_status(view, self.now)),
+            history: view.history.values().map(|end| end.value.clone()).collect(),
+            changefeeds: coordinator.map(|coordinator| coordinator.changefeeds(view)).unwrap_or_default(),
+            me,
+        }
+    }
+
+    fn capture_status(&self, view: &View, id: &CaptureId, registration: &Registration) -> CaptureStatus {
+        let (heard, work) =
+            self.coordinator.as_ref().map(|coordinator| coordinator.work_of(id, self.now)).unwrap_or_default();
+        let liveness = view.liveness(id).unwrap_or(Liveness::Alive);
+        CaptureStatus { registration: registration.clone(), liveness, heard, work }
+    }
+
+    /// The key that this capture is registered under.
+    pub fn registration_key(&self) -> KeyName {
+        KeyName::Capture(self.agent.id().clone())
     }
 }

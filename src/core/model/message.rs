@@ -304,5 +304,7 @@ pub enum DispatcherFate {
     Failed {
         /// Why, in one sentence.
         error: String,
+        /// Whether the changefeed has to fail; else it may be created anew.
+        fatal: bool,
     },
 }

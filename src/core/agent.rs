@@ -1,0 +1,378 @@
+//! A capture's place in the cluster: its lease, its registration, its candidacy, and what it does when it has lost them.
+
+use std::time::Duration;
+
+use crate::{
+    model::{
+        Candidacy, CaptureId, DrainEnd, DrainOutcome, Incarnation, Instant, KeyName, Liveness, NodeEpoch, Now, Options,
+        Registration, VALUE_VERSION,
+    },
+    mutant::{Mutant, Mutants},
+    store::{Compare, LeaseId, Txn, TxnOutcome},
+    view::View,
+    write::{Draft, WriteLane},
+};
+
+/// Where the registration stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Membership {
+    /// A lease shall be asked for.
+    Outside { not_before: Instant },
+    /// A lease was asked for.
+    AwaitingLease { not_after: Instant },
+    /// A lease is there; the registration is being written, or waits until the former one of this name is gone.
+    Joining { lease: Lease, node_epoch: NodeEpoch },
+    /// Registered.
+    Member { lease: Lease, node_epoch: NodeEpoch },
+    /// The registration is over; the data path is ending all work.
+    Leaving,
+    /// Over for good: the process was told to end, and has lost its registration.
+    Ended,
+}
+
+/// A lease, and how long it can be trusted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Lease {
+    id: LeaseId,
+    trusted_until: Instant,
+    next_keep: Instant,
+}
+
+/// What the agent wants done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum AgentOutput {
+    GrantLease,
+    KeepLease(LeaseId),
+    RevokeLease(LeaseId),
+    Load,
+    Write(Txn),
+    /// The registration is over: end all work, forget all messages.
+    Left,
+}
+
+/// The agent.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    identity: Registration,
+    options: Options,
+    mutants: Mutants,
+    membership: Membership,
+    lane: WriteLane,
+    /// SIGTERM, or the hook has the proof: it never registers again.
+    last_life: bool,
+    /// It gave up office, and sits out until then.
+    no_candidacy_before: Instant,
+    /// Since when it is `Stopping`.
+    stopping_since: Option<Instant>,
+}
+
+impl Agent {
+    pub(crate) fn new(identity: Registration, options: Options, mutants: Mutants) -> Self {
+        Self {
+            identity,
+            options,
+            mutants,
+            membership: Membership::Outside { not_before: Instant::default() },
+            lane: WriteLane::default(),
+            last_life: false,
+            no_candidacy_before: Instant::default(),
+            stopping_since: None,
+        }
+    }
+
+    /// This capture's name.
+    pub(crate) fn id(&self) -> &CaptureId {
+        &self.identity.id
+    }
+
+    /// The registered life, while its lease can be trusted.
+    pub(crate) fn me(&self) -> Option<Incarnation> {
+        match &self.membership {
+            Membership::Member { node_epoch, .. } => {
+                Some(Incarnation { capture: self.identity.id.clone(), node_epoch: *node_epoch })
+            }
+            _ => None,
+        }
+    }
+
+    /// The process was told to end: it works on, and never registers again.
+    pub(crate) fn terminate(&mut self) {
+        self.last_life = true;
+    }
+
+    /// Whether the hook may have the proof, which makes it final.
+    ///
+    /// Not while a write of this agent is pending or of unknown outcome: it could be a new registration.
+    pub(crate) fn prove(&mut self, view: &View) -> bool {
+        let proven = self.me().is_some_and(|me| view.is_registered(&me))
+            && self.lane.is_free(view)
+            && view.liveness(&self.identity.id) == Some(Liveness::Stopping);
+        if proven && !self.mutants.has(Mutant::RegistersAfterProof) {
+            self.last_life = true;
+        }
+        proven
+    }
+
+    /// Gives up office, and sits out a lease period.
+    pub(crate) fn resign(&mut self, now: Now) {
+        self.no_candidacy_before = now.monotonic + self.options.lease;
+    }
+
+    /// The present registration is over, by release or loss: all work ends, then it may register anew.
+    pub(crate) fn leave(&mut self) -> Vec<AgentOutput> {
+        let outputs = match &self.membership {
+            Membership::Joining { lease, .. } | Membership::Member { lease, .. } => {
+                vec![AgentOutput::Left, AgentOutput::RevokeLease(lease.id)]
+            }
+            _ => return Vec::new(),
+        };
+        self.membership = Membership::Leaving;
+        self.stopping_since = None;
+        outputs
+    }
+
+    /// Asked to register anew. Refused to a process that is to end.
+    pub(crate) fn release(&mut self, view: &View) -> Vec<AgentOutput> {
+        let stopping = view.liveness(&self.identity.id) == Some(Liveness::Stopping);
+        if self.last_life || !stopping || !self.lane.is_free(view) { Vec::new() } else { self.leave() }
+    }
+
+    /// All work has ended.
+    pub(crate) fn all_stopped(&mut self, now: Now) {
+        if self.membership == Membership::Leaving {
+            self.membership =
+                if self.last_life { Membership::Ended } else { Membership::Outside { not_before: now.monotonic } };
+        }
+    }
+
+    fn margin(&self) -> Duration {
+        self.options.lease / 10
+    }
+
+    fn lease(&self, id: LeaseId, sent_at: Instant) -> Lease {
+        let trusted = self.options.lease.saturating_sub(self.margin());
+        Lease { id, trusted_until: sent_at + trusted, next_keep: sent_at + self.options.lease / 4 }
+    }
+
+    pub(crate) fn lease_granted(&mut self, id: LeaseId, sent_at: Instant, nonce: u64) -> Vec<AgentOutput> {
+        if !matches!(self.membership, Membership::AwaitingLease { .. }) {
+            return vec![AgentOutput::RevokeLease(id)];
+        }
+        self.membership = Membership::Joining { lease: self.lease(id, sent_at), node_epoch: NodeEpoch(nonce) };
+        Vec::new()
+    }
+
+    pub(crate) fn lease_not_granted(&mut self, now: Now) {
+        if matches!(self.membership, Membership::AwaitingLease { .. }) {
+            self.membership = Membership::Outside { not_before: now.monotonic + self.options.heartbeat };
+        }
+    }
+
+    pub(crate) fn lease_kept(&mut self, id: LeaseId, sent_at: Instant) {
+        let renewed = self.lease(id, sent_at);
+        if let Membership::Joining { lease, .. } | Membership::Member { lease, .. } = &mut self.membership
+            && lease.id == id
+            && renewed.trusted_until > lease.trusted_until
+        {
+            lease.trusted_until = renewed.trusted_until;
+        }
+    }
+
+    pub(crate) fn lease_lost(&mut self, id: LeaseId) -> Vec<AgentOutput> {
+        match &self.membership {
+            Membership::Joining { lease, .. } | Membership::Member { lease, .. } if lease.id == id => self.leave(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Takes the outcome of its write.
+    pub(crate) fn written(&mut self, outcome: TxnOutcome) -> Vec<AgentOutput> {
+        if self.lane.ended(outcome) { vec![AgentOutput::Load] } else { Vec::new() }
+    }
+
+    /// The view was loaded anew.
+    pub(crate) fn reloaded(&mut self) {
+        self.lane.reloaded();
+    }
+
+    /// When [`Agent::advance`] is due.
+    pub(crate) fn wake_at(&self) -> Option<Instant> {
+        let membership = match &self.membership {
+            Membership::Outside { not_before } => Some(*not_before),
+            Membership::AwaitingLease { not_after } => Some(*not_after),
+            Membership::Joining { lease, .. } | Membership::Member { lease, .. } => {
+                Some(lease.trusted_until.min(lease.next_keep))
+            }
+            Membership::Leaving | Membership::Ended => None,
+        };
+        let stopping = self.stopping_since.map(|since| since + self.options.stopping_timeout);
+        membership.into_iter().chain(stopping).min()
+    }
+
+    /// Does what is due: after every event.
+    pub(crate) fn advance(&mut self, view: Option<&View>, now: Now) -> Vec<AgentOutput> {
+        let mut outputs = self.advance_lease(now);
+        if let Some(view) = view {
+            outputs.extend(self.advance_registration(view, now));
+        }
+        outputs
+    }
+
+    fn advance_lease(&mut self, now: Now) -> Vec<AgentOutput> {
+        let heartbeat = self.options.heartbeat;
+        let keep_every = self.options.lease / 4;
+        match &mut self.membership {
+            Membership::Outside { not_before } if *not_before <= now.monotonic => {
+                if self.last_life {
+                    self.membership = Membership::Ended;
+                    return Vec::new();
+                }
+                self.membership = Membership::AwaitingLease { not_after: now.monotonic + self.options.lease };
+                vec![AgentOutput::GrantLease]
+            }
+            Membership::AwaitingLease { not_after } if *not_after <= now.monotonic => {
+                self.membership = Membership::Outside { not_before: now.monotonic + heartbeat };
+                Vec::new()
+            }
+            Membership::Joining { lease, .. } | Membership::Member { lease, .. } => {
+                if lease.trusted_until <= now.monotonic {
+                    return self.leave();
+                }
+                if lease.next_keep <= now.monotonic {
+                    lease.next_keep = now.monotonic + keep_every;
+                    return vec![AgentOutput::KeepLease(lease.id)];
+                }
+                Vec::new()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn advance_registration(&mut self, view: &View, now: Now) -> Vec<AgentOutput> {
+        match self.membership.clone() {
+            Membership::Joining { lease, node_epoch } => self.join(view, &lease, node_epoch),
+            Membership::Member { lease, node_epoch } => {
+                let me = Incarnation { capture: self.identity.id.clone(), node_epoch };
+                if !view.is_registered(&me) {
+                    return self.leave();
+                }
+                self.serve(view, &me, lease.id, now)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn join(&mut self, view: &View, lease: &Lease, node_epoch: NodeEpoch) -> Vec<AgentOutput> {
+        let me = Incarnation { capture: self.identity.id.clone(), node_epoch };
+        if view.is_registered(&me) {
+            self.membership = Membership::Member { lease: lease.clone(), node_epoch };
+            self.lane.is_free(view);
+            return Vec::new();
+        }
+        if self.last_life {
+            return self.leave();
+        }
+        if view.captures.contains_key(&self.identity.id) || !self.lane.is_free(view) {
+            return Vec::new();
+        }
+        self.identity.node_epoch = node_epoch;
+        let draft = Draft::default()
+            .put_leased(view, &KeyName::Capture(self.identity.id.clone()), &self.identity, Some(lease.id))
+            .put_leased(view, &KeyName::Owner(me), &candidacy(false), Some(lease.id));
+        self.write(draft.finish())
+    }
+
+    fn write(&mut self, txn: Txn) -> Vec<AgentOutput> {
+        self.lane = WriteLane::Waiting;
+        vec![AgentOutput::Write(txn)]
+    }
+
+    /// A member's duties: stand in the election while `Alive`, withdraw when not, and take the exception when nobody is.
+    fn serve(&mut self, view: &View, me: &Incarnation, lease: LeaseId, now: Now) -> Vec<AgentOutput> {
+        let liveness = view.liveness(&me.capture).unwrap_or(Liveness::Alive);
+        if liveness == Liveness::Stopping {
+            let since = *self.stopping_since.get_or_insert(now.monotonic);
+            let overdue = now.monotonic.since(since) >= self.options.stopping_timeout;
+            if overdue && !self.last_life && self.lane.is_free(view) {
+                return self.leave();
+            }
+        } else {
+            self.stopping_since = None;
+        }
+        if !self.lane.is_free(view) {
+            return Vec::new();
+        }
+        let standing = view.owners.contains_key(me);
+        match (liveness, standing) {
+            (Liveness::Alive, true) => self.take_office(view, me, lease),
+            (Liveness::Alive, false) if now.monotonic >= self.no_candidacy_before => self.stand(view, me, lease),
+            (Liveness::Alive, false) => Vec::new(),
+            (_, true) if !self.mutants.has(Mutant::CandidateWhileDraining) => {
+                self.write(Draft::default().delete(view, &KeyName::Owner(me.clone())).finish())
+            }
+            _ => self.make_exception(view, me, lease),
+        }
+    }
+
+    /// The winner of the election acts only after a transaction that shows that it is registered and `Alive`.
+    fn take_office(&mut self, view: &View, me: &Incarnation, lease: LeaseId) -> Vec<AgentOutput> {
+        match view.leader() {
+            Some((leader, _, false)) if leader == me => {
+                let mut draft =
+                    Draft::default().put_leased(view, &KeyName::Owner(me.clone()), &candidacy(true), Some(lease));
+                if !self.mutants.has(Mutant::WinnerActsUnchecked) {
+                    draft = draft
+                        .require_same(view, &KeyName::Capture(me.capture.clone()))
+                        .require_same(view, &KeyName::Liveness(me.capture.clone()));
+                }
+                self.write(draft.finish())
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn stand(&mut self, view: &View, me: &Incarnation, lease: LeaseId) -> Vec<AgentOutput> {
+        let draft = Draft::default()
+            .put_leased(view, &KeyName::Owner(me.clone()), &candidacy(false), Some(lease))
+            .require_same(view, &KeyName::Capture(me.capture.clone()))
+            .require_same(view, &KeyName::Liveness(me.capture.clone()));
+        self.write(draft.finish())
+    }
+
+    /// No registered capture is `Alive`: this one becomes so again, unless one joined meanwhile.
+    fn make_exception(&mut self, view: &View, me: &Incarnation, lease: LeaseId) -> Vec<AgentOutput> {
+        let needed = !view.anybody_alive() && view.owners.is_empty();
+        if !needed || self.last_life || self.mutants.has(Mutant::NoException) {
+            return Vec::new();
+        }
+        let mut draft = Draft::default()
+            .delete(view, &KeyName::Liveness(me.capture.clone()))
+            .require_same(view, &KeyName::Capture(me.capture.clone()))
+            .put_leased(view, &KeyName::Owner(me.clone()), &candidacy(false), Some(lease));
+        for prefix in [KeyName::CAPTURES, KeyName::LIVENESS, KeyName::OWNERS] {
+            draft = draft.require(Compare::PrefixUnchanged(prefix.into(), view.revision));
+        }
+        if let Some(record) = view.record.as_ref().filter(|record| record.value.incarnation() == *me) {
+            let end = DrainEnd {
+                version: VALUE_VERSION,
+                outcome: DrainOutcome::NoPeers,
+                ended_at_ms: record.value.started_at_ms,
+                record: record.value.clone(),
+            };
+            draft =
+                draft.delete(view, &KeyName::DrainRecord).put(view, &KeyName::DrainHistory(record.value.epoch), &end);
+        }
+        self.write(draft.finish())
+    }
+}
+
+fn candidacy(acting: bool) -> Candidacy {
+    Candidacy { version: VALUE_VERSION, acting, unknown: std::collections::BTreeMap::new() }
+}
+
+/// Deletes a registration with its candidacy, as the coordinator does with a capture that is not heard.
+pub(crate) fn unregister(view: &View, who: &Incarnation) -> Draft {
+    let draft = Draft::default().delete(view, &KeyName::Capture(who.capture.clone()));
+    let candidacy = KeyName::Owner(who.clone());
+    if view.owners.contains_key(who) { draft.delete(view, &candidacy) } else { draft }
+}

@@ -1,0 +1,151 @@
+//! The drain state, and the heartbeats that repeat it for ever.
+
+use super::{Coordinator, Output, Progress};
+use crate::{
+    agent,
+    model::{
+        CaptureId, ChangefeedId, Command, DrainNotice, DrainState, Heartbeat, Incarnation, KeyName, Liveness, Now,
+        Stamp,
+    },
+    mutant::Mutant,
+    view::View,
+    write::Draft,
+};
+
+/// After this many lease periods without a report a capture that keeps its lease is not waited for.
+const UNHEARD_LEASES: u32 = 3;
+
+impl Coordinator {
+    /// Brings the drain state up to date. A change has a new stamp, and is sent at once.
+    pub(super) fn refresh_state(&mut self, view: &View, now: Now) {
+        let mut state = DrainState {
+            stamp: self.state.stamp,
+            last_epoch: view.drain_epoch(),
+            drain: view
+                .record
+                .as_ref()
+                .map(|record| DrainNotice { epoch: record.value.epoch, target: record.value.incarnation() }),
+            avoid: view.record.as_ref().map(|record| record.value.avoid.clone()).unwrap_or_default(),
+            ..DrainState::default()
+        };
+        for (id, kept) in &view.captures {
+            let liveness = view.liveness(id).unwrap_or(Liveness::Alive);
+            state.captures.insert(id.clone(), (kept.value.node_epoch, liveness));
+        }
+        for gone in self.evicted.keys() {
+            let stopping = (gone.node_epoch, Liveness::Stopping);
+            state.captures.entry(gone.capture.clone()).or_insert(stopping);
+        }
+        if state == self.state {
+            return;
+        }
+        state.stamp = Stamp { term: self.term, version: self.state.stamp.version + 1 };
+        self.follow_record(view, state.stamp, now);
+        self.state = state;
+        self.next_heartbeat = now.monotonic;
+    }
+
+    fn follow_record(&mut self, view: &View, stamp: Stamp, now: Now) {
+        let epoch = view.record.as_ref().map(|record| record.value.epoch);
+        if self.progress.as_ref().map(|progress| progress.epoch) == epoch {
+            return;
+        }
+        if self.progress.is_some() {
+            self.balance_after = now.monotonic + self.options.balance_cooldown;
+        }
+        self.progress = epoch.map(|epoch| Progress {
+            epoch,
+            told: stamp,
+            remaining: None,
+            moved_at: now.wall,
+            phase: None,
+            blocked: false,
+        });
+    }
+
+    /// Sends heartbeats when they are due.
+    pub(super) fn beat(&mut self, view: &View, now: Now) {
+        let destinations = self.destinations(view);
+        // Who may get work, and who may move it, is told at once; everything else has time until the next heartbeat.
+        let news =
+            destinations != self.told_destinations || self.granted.keys().any(|feed| !self.told_shares.contains(feed));
+        if now.monotonic < self.next_heartbeat && !news {
+            return;
+        }
+        self.told_destinations.clone_from(&destinations);
+        self.told_shares = self.granted.keys().cloned().collect();
+        self.next_heartbeat = now.monotonic + self.options.heartbeat;
+        if self.mutants.has(Mutant::SaysItOnce) && self.peers.values().all(|peer| peer.report.is_some()) {
+            return;
+        }
+        let balance = self.may_balance(view, now);
+        for (id, peer) in &self.peers {
+            let to = Incarnation { capture: id.clone(), node_epoch: peer.node_epoch };
+            let shares = self.granted.iter().filter(|(feed, _)| lives_on(view, feed, &to));
+            let heartbeat = Heartbeat {
+                state: self.state.clone(),
+                destinations: destinations.clone(),
+                shares: shares.map(|(feed, share)| (feed.clone(), *share)).collect(),
+                balance,
+                seen: peer.report.as_ref().map_or(0, |report| report.sequence),
+            };
+            self.outputs.push(Output::Send { to, command: Command::Heartbeat(Box::new(heartbeat)) });
+        }
+    }
+
+    /// The gate: who may get work. `Alive`, and known to have heard the latest state in its present life.
+    pub(super) fn destinations(&self, view: &View) -> Vec<Incarnation> {
+        let gated = self.peers.iter().filter(|(id, peer)| {
+            let heard = peer.report.as_ref().is_some_and(|report| report.echo == self.state.stamp);
+            view.liveness(id) == Some(Liveness::Alive) && (heard || self.mutants.has(Mutant::NoEchoGate))
+        });
+        gated.map(|(id, peer)| Incarnation { capture: id.clone(), node_epoch: peer.node_epoch }).collect()
+    }
+
+    /// Whether work may be moved only to spread it better.
+    pub(super) fn may_balance(&self, view: &View, now: Now) -> bool {
+        self.is_ready() && view.record.is_none() && now.monotonic >= self.balance_after
+    }
+
+    /// Whether a capture was heard within so many lease periods.
+    pub(super) fn heard_within(&self, id: &CaptureId, leases: u32, now: Now) -> bool {
+        self.peers.get(id).is_some_and(|peer| now.monotonic.since(peer.heard_at) < self.options.lease * leases)
+    }
+
+    /// Captures that keep their lease and are not heard.
+    pub(super) fn unheard(&self, now: Now) -> Vec<CaptureId> {
+        self.peers.keys().filter(|id| !self.heard_within(id, UNHEARD_LEASES, now)).cloned().collect()
+    }
+
+    /// Deletes the registration of a capture that is not heard, as long as those are a minority.
+    pub(super) fn evict_unheard(&mut self, view: &View, now: Now) -> Option<Draft> {
+        let unheard = self.unheard(now);
+        if unheard.len() * 2 >= self.peers.len() {
+            return None;
+        }
+        let who = view.incarnation(unheard.first()?)?;
+        self.evicted.insert(who.clone(), now.monotonic + self.options.lease);
+        self.outputs
+            .push(Output::Log(crate::log::Line::warn("unheard capture loses its registration").of(&who.capture)));
+        let mut draft = self.draft();
+        let gone = agent::unregister(view, &who).finish();
+        for compare in gone.compares {
+            draft = draft.require(compare);
+        }
+        Some(draft.operations(gone.ops))
+    }
+
+    /// Takes away liveness marks of registrations that are over.
+    pub(super) fn clear_marks(&self, view: &View) -> Option<Draft> {
+        let stale = view.liveness.iter().find(|(id, mark)| {
+            let present = view.captures.get(*id).map(|kept| kept.value.node_epoch);
+            let of_record = view.record.as_ref().is_some_and(|record| record.value.target == **id);
+            present != Some(mark.value.node_epoch) && !of_record
+        });
+        stale.map(|(id, _)| self.draft().delete(view, &KeyName::Liveness(id.clone())))
+    }
+}
+
+fn lives_on(view: &View, feed: &ChangefeedId, host: &Incarnation) -> bool {
+    view.places.get(feed).is_some_and(|place| place.value.host == *host)
+}

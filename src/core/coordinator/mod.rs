@@ -1,0 +1,262 @@
+//! The coordinator: places maintainers, runs the drain, and tells every capture how it stands.
+//!
+//! It remembers little. What is decided stands in the store, and is read back through the view; what is the case is in
+//! the captures' reports. So a successor continues from the same two sources, and nobody has to ask again.
+
+mod command;
+mod drain;
+mod heartbeat;
+mod request;
+mod schedule;
+mod share;
+mod standing;
+mod status;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::{
+    log::Line,
+    model::{
+        Answer, CaptureId, ChangefeedEpoch, ChangefeedId, Command, DrainEpoch, DrainState, Incarnation, Instant,
+        KeyName, NodeEpoch, Now, Options, Refusal, Report, Request, RequestId, Stamp, Term, UnixMillis,
+    },
+    mutant::{Mutant, Mutants},
+    store::{Compare, Txn, TxnOutcome},
+    view::View,
+    write::{Draft, WriteLane},
+};
+
+/// Most calls that wait for a decision; more are told to come again.
+const QUEUE_MAX: usize = 1024;
+
+/// What the coordinator wants done.
+#[derive(Debug)]
+pub(crate) enum Output {
+    Send {
+        to: Incarnation,
+        command: Command,
+    },
+    Write(Txn),
+    Load,
+    Answer {
+        id: RequestId,
+        answer: Result<Answer, Refusal>,
+    },
+    Log(Line),
+    /// Sit out a lease period.
+    Resigned,
+}
+
+/// A capture as the coordinator hears it.
+#[derive(Debug)]
+struct Peer {
+    node_epoch: NodeEpoch,
+    heard_at: Instant,
+    report: Option<Report>,
+}
+
+/// A maintainer on its way from one capture to another.
+#[derive(Debug, Clone)]
+struct Move {
+    /// The placement that it leaves.
+    from: ChangefeedEpoch,
+    /// When its stop is sent again.
+    retry: Retry,
+}
+
+/// A command that is repeated until it is seen to have taken effect.
+#[derive(Debug, Clone, Copy)]
+struct Retry {
+    due: Instant,
+    attempt: u32,
+}
+
+/// How the drain that is on has come along, in this term.
+#[derive(Debug, Clone)]
+struct Progress {
+    epoch: DrainEpoch,
+    /// The first state that tells of it: who echoes it or a later one has heard.
+    told: Stamp,
+    remaining: Option<u64>,
+    moved_at: UnixMillis,
+    phase: Option<crate::model::DrainPhase>,
+    blocked: bool,
+}
+
+/// A coordinator in office.
+#[derive(Debug)]
+pub(crate) struct Coordinator {
+    me: Incarnation,
+    term: Term,
+    options: Options,
+    mutants: Mutants,
+    lane: WriteLane,
+    /// What is answered when the write under way has taken effect.
+    promised: Vec<(RequestId, Answer)>,
+    queue: VecDeque<(RequestId, Request)>,
+    peers: BTreeMap<CaptureId, Peer>,
+    state: DrainState,
+    moves: BTreeMap<ChangefeedId, Move>,
+    starts: BTreeMap<ChangefeedId, (ChangefeedEpoch, Retry)>,
+    /// Unheard captures whose registration was deleted; their work fails over at this time.
+    evicted: BTreeMap<Incarnation, Instant>,
+    granted: BTreeMap<ChangefeedId, u32>,
+    /// What the last heartbeat told of destinations and shares.
+    told_destinations: Vec<Incarnation>,
+    told_shares: BTreeSet<ChangefeedId>,
+    progress: Option<Progress>,
+    next_heartbeat: Instant,
+    balance_after: Instant,
+    outputs: Vec<Output>,
+}
+
+impl Coordinator {
+    pub(crate) fn new(me: Incarnation, term: Term, options: Options, mutants: Mutants, now: Now) -> Self {
+        Self {
+            me,
+            term,
+            mutants,
+            lane: WriteLane::default(),
+            promised: Vec::new(),
+            queue: VecDeque::new(),
+            peers: BTreeMap::new(),
+            state: DrainState { stamp: Stamp { term, version: 0 }, ..DrainState::default() },
+            moves: BTreeMap::new(),
+            starts: BTreeMap::new(),
+            evicted: BTreeMap::new(),
+            granted: BTreeMap::new(),
+            told_destinations: Vec::new(),
+            told_shares: BTreeSet::new(),
+            progress: None,
+            next_heartbeat: now.monotonic,
+            balance_after: now.monotonic + options.balance_cooldown,
+            outputs: vec![Output::Log(Line::info("coordinator takes office"))],
+            options,
+        }
+    }
+
+    pub(crate) fn term(&self) -> Term {
+        self.term
+    }
+
+    /// Takes a call; it is answered when it is decided and persisted.
+    pub(crate) fn request(&mut self, id: RequestId, request: Request) {
+        if self.queue.len() >= QUEUE_MAX {
+            let answer = Err(Refusal::NotReady("too many calls wait".to_owned()));
+            return self.outputs.push(Output::Answer { id, answer });
+        }
+        self.queue.push_back((id, request));
+    }
+
+    /// Takes a report, if it is newer than the last.
+    pub(crate) fn report(&mut self, from: &Incarnation, report: Report, now: Now) {
+        let Some(peer) = self.peers.get_mut(&from.capture).filter(|peer| peer.node_epoch == from.node_epoch) else {
+            return;
+        };
+        if peer.report.as_ref().is_none_or(|known| known.sequence < report.sequence) {
+            peer.heard_at = now.monotonic;
+            peer.report = Some(report);
+        }
+    }
+
+    /// Takes the outcome of its write.
+    pub(crate) fn written(&mut self, outcome: TxnOutcome) {
+        let promised = std::mem::take(&mut self.promised);
+        for (id, answer) in promised {
+            let answer = match outcome {
+                TxnOutcome::Committed(_) => Ok(answer),
+                TxnOutcome::Refused(_) => Err(Refusal::NotReady("the cluster changed meanwhile; ask again".to_owned())),
+                TxnOutcome::Unknown => Err(Refusal::NotReady("the store did not answer; ask again".to_owned())),
+            };
+            self.outputs.push(Output::Answer { id, answer });
+        }
+        if self.lane.ended(outcome) {
+            self.outputs.push(Output::Load);
+        }
+    }
+
+    /// The view was loaded anew.
+    pub(crate) fn reloaded(&mut self) {
+        self.lane.reloaded();
+    }
+
+    /// Its time in office is over: the calls that wait are told.
+    pub(crate) fn step_down(mut self) -> Vec<Output> {
+        let waiting: Vec<_> =
+            self.queue.drain(..).map(|(id, _)| id).chain(self.promised.drain(..).map(|(id, _)| id)).collect();
+        for id in waiting {
+            let answer = Err(Refusal::NotCoordinator { coordinator: None });
+            self.outputs.push(Output::Answer { id, answer });
+        }
+        self.outputs.push(Output::Log(Line::info("coordinator leaves office")));
+        self.outputs
+    }
+
+    /// When [`Coordinator::advance`] is due.
+    pub(crate) fn wake_at(&self) -> Instant {
+        let retries = self.moves.values().map(|m| m.retry.due).chain(self.starts.values().map(|(_, retry)| retry.due));
+        retries.chain(self.evicted.values().copied()).chain([self.next_heartbeat]).min().unwrap_or(self.next_heartbeat)
+    }
+
+    /// Does what is due: after every event.
+    pub(crate) fn advance(&mut self, view: &View, now: Now) -> Vec<Output> {
+        self.follow_membership(view, now);
+        self.refresh_state(view, now);
+        self.grant_shares(view);
+        self.beat(view, now);
+        self.command(view, now);
+        self.follow_progress(view, now);
+        if self.lane.is_free(view) {
+            self.decide(view, now);
+        }
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// Decides on at most one write; the first that has something to do.
+    fn decide(&mut self, view: &View, now: Now) {
+        let decided = self
+            .end_drain(view, now)
+            .or_else(|| self.serve_requests(view, now))
+            .or_else(|| self.fail_changefeeds(view))
+            .or_else(|| self.place(view, now))
+            .or_else(|| self.evict_unheard(view, now))
+            .or_else(|| self.clear_marks(view));
+        if let Some(draft) = decided {
+            self.lane = WriteLane::Waiting;
+            self.outputs.push(Output::Write(draft.finish()));
+        }
+    }
+
+    /// A transaction of this term.
+    fn draft(&self) -> Draft {
+        if self.mutants.has(Mutant::WritesWithoutTerm) {
+            return Draft::default();
+        }
+        Draft::default().require(Compare::Created(KeyName::Owner(self.me.clone()).key(), self.term.0))
+    }
+
+    /// Whether every registered capture has answered in this term. Before, nobody places anything.
+    fn is_ready(&self) -> bool {
+        self.mutants.has(Mutant::PlacesBeforeBootstrap)
+            || (!self.peers.is_empty() && self.peers.values().all(|peer| peer.report.is_some()))
+    }
+
+    fn follow_membership(&mut self, view: &View, now: Now) {
+        self.peers
+            .retain(|id, peer| view.captures.get(id).is_some_and(|kept| kept.value.node_epoch == peer.node_epoch));
+        for (id, kept) in &view.captures {
+            let node_epoch = kept.value.node_epoch;
+            self.peers.entry(id.clone()).or_insert(Peer { node_epoch, heard_at: now.monotonic, report: None });
+        }
+        self.evicted.retain(|_, until| now.monotonic < *until);
+    }
+
+    fn first_retry(&self, now: Now) -> Retry {
+        Retry { due: now.monotonic + self.options.move_timeout, attempt: 1 }
+    }
+
+    fn next_retry(&self, retry: Retry, now: Now) -> Retry {
+        let doubled = self.options.move_timeout.saturating_mul(1 << retry.attempt.min(16));
+        Retry { due: now.monotonic + doubled.min(self.options.move_timeout_max), attempt: retry.attempt + 1 }
+    }
+}

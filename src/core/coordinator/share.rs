@@ -1,0 +1,84 @@
+//! How the limit on dispatcher moves is shared out among the maintainers.
+//!
+//! What a maintainer was granted stays counted until its report shows that it has heard of less and has fewer moves under
+//! way: so the sum never passes the limit, whatever is lost on the way.
+
+use std::collections::BTreeMap;
+
+use super::{Coordinator, standing::Standing};
+use crate::{
+    model::{ChangefeedId, MaintainerReport},
+    view::View,
+};
+
+/// The least limit of a drain, whatever its size.
+const LIMIT_MIN: u64 = 10;
+
+impl Coordinator {
+    fn limit(&self, view: &View) -> u64 {
+        let set = self.options.drain_dispatcher_batch_size as u64;
+        let initial = view.record.as_ref().map_or(0, |record| record.value.initial.dispatchers);
+        if set > 0 { set } else { LIMIT_MIN.max(initial / 100) }
+    }
+
+    /// Grants what the maintainers need, as far as the limit goes.
+    pub(super) fn grant_shares(&mut self, view: &View) {
+        if !self.is_ready() {
+            return;
+        }
+        let limit = self.limit(view);
+        let mut needs = BTreeMap::new();
+        let mut committed = BTreeMap::new();
+        for feed in view.infos.keys() {
+            let Standing::Running(_, m) = self.standing(view, feed) else { continue };
+            let granted = self.granted.get(feed).copied().unwrap_or(0);
+            committed.insert(feed.clone(), u64::from(granted.max(m.share).max(m.in_flight)));
+            if let Some(need) = Self::need(view, m) {
+                needs.insert(feed.clone(), need);
+            }
+        }
+        let used: u64 = committed.values().sum();
+        let quota = (limit / (needs.len() as u64).max(1)).max(1);
+        let mut room = limit.saturating_sub(used);
+        let mut granted = BTreeMap::new();
+        for (feed, need) in needs {
+            let has = committed.get(&feed).copied().unwrap_or(0);
+            let more = need.min(quota).saturating_sub(has).min(room);
+            room -= more;
+            granted.insert(feed, has + more);
+        }
+        // What the quota leaves goes to those who can use it, in order.
+        for (feed, share) in &mut granted {
+            let need = self.report_of(view, feed).and_then(|m| Self::need(view, m)).unwrap_or(0);
+            let more = need.saturating_sub(*share).min(room);
+            room -= more;
+            *share += more;
+        }
+        self.granted =
+            granted.into_iter().map(|(feed, share)| (feed, u32::try_from(share).unwrap_or(u32::MAX))).collect();
+    }
+
+    fn report_of<'a>(&'a self, view: &'a View, feed: &ChangefeedId) -> Option<&'a MaintainerReport> {
+        match self.standing(view, feed) {
+            Standing::Running(_, m) => Some(m),
+            _ => None,
+        }
+    }
+
+    /// How many dispatchers a maintainer has to move; `None` when none.
+    fn need(view: &View, m: &MaintainerReport) -> Option<u64> {
+        let by_capture = m.dispatchers.as_ref()?;
+        let leaving = by_capture
+            .iter()
+            .filter(|(id, _)| view.liveness(id).is_some_and(|liveness| liveness != crate::model::Liveness::Alive))
+            .map(|(_, count)| *count)
+            .sum::<u64>();
+        if leaving + u64::from(m.in_flight) > 0 {
+            return Some(leaving + u64::from(m.in_flight));
+        }
+        let alive = view.captures.keys().filter(|id| view.liveness(id) == Some(crate::model::Liveness::Alive));
+        let counts: Vec<u64> = alive.map(|id| by_capture.get(id).copied().unwrap_or(0)).collect();
+        let uneven = counts.iter().max().zip(counts.iter().min()).is_some_and(|(most, least)| *most >= least + 2);
+        (uneven && view.record.is_none()).then_some(1)
+    }
+}

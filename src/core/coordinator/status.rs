@@ -1,0 +1,120 @@
+//! What people and programs are shown of a drain: everything derived, nothing remembered.
+
+use std::collections::BTreeMap;
+
+use super::{Coordinator, standing::Standing};
+use crate::{
+    model::{
+        Blocker, CaptureId, ChangefeedId, ChangefeedStatus, DrainPhase, DrainRecord, DrainStatus, Now, OnDeadline,
+        WorkCount,
+    },
+    view::View,
+};
+
+impl Coordinator {
+    /// What the target says that it has; unknown until it has heard of the drain.
+    pub(super) fn remaining(&self, record: &DrainRecord) -> Option<WorkCount> {
+        let told = self.progress.as_ref().filter(|progress| progress.epoch == record.epoch)?.told;
+        let report = self.peers.get(&record.target)?.report.as_ref()?;
+        (report.echo >= told).then_some(report.inventory)
+    }
+
+    pub(super) fn phase(&self, view: &View, record: &DrainRecord) -> DrainPhase {
+        let target = record.incarnation();
+        let placed = view.places.iter().any(|(feed, place)| place.value.host == target && Self::shall_run(view, feed));
+        match self.remaining(record) {
+            _ if placed => DrainPhase::MovingMaintainers,
+            Some(work) if work.maintainers > 0 => DrainPhase::MovingMaintainers,
+            Some(work) if work.dispatchers == 0 && self.dispatchers_in_flight(view) == 0 => DrainPhase::Proving,
+            _ => DrainPhase::MovingDispatchers,
+        }
+    }
+
+    fn dispatchers_in_flight(&self, view: &View) -> u64 {
+        let feeds = view.infos.keys().filter(|feed| Self::shall_run(view, feed));
+        feeds
+            .map(|feed| match self.standing(view, feed) {
+                Standing::Running(_, m) => u64::from(m.in_flight),
+                _ => 0,
+            })
+            .sum()
+    }
+
+    /// What holds the drain up.
+    pub(super) fn blockers(&self, view: &View, record: &DrainRecord, now: Now) -> Vec<Blocker> {
+        let mut blockers = Vec::new();
+        let others = view.captures.keys().filter(|id| **id != record.target);
+        if !others.into_iter().any(|id| view.liveness(id) == Some(crate::model::Liveness::Alive)) {
+            blockers.push(Blocker::NoDestination);
+        }
+        blockers.extend(self.unheard(now).into_iter().map(Blocker::UnheardCapture));
+        if record.overdue(now.wall) && record.on_deadline == OnDeadline::Hold {
+            blockers.push(Blocker::DeadlineHeld);
+        }
+        blockers
+    }
+
+    /// The drain that is on.
+    pub(crate) fn drain_status(&self, view: &View, now: Now) -> Option<DrainStatus> {
+        let record = &view.record.as_ref()?.value;
+        let remaining_dispatchers = view
+            .infos
+            .keys()
+            .filter_map(|feed| match self.standing(view, feed) {
+                Standing::Running(_, m) => Some((feed.clone(), *m.dispatchers.as_ref()?.get(&record.target)?)),
+                _ => None,
+            })
+            .collect();
+        Some(DrainStatus {
+            record: record.clone(),
+            phase: self.phase(view, record),
+            remaining: self.remaining(record),
+            remaining_dispatchers,
+            in_flight: WorkCount {
+                maintainers: self.moves.len() as u64,
+                dispatchers: self.dispatchers_in_flight(view),
+            },
+            last_progress_at_ms: self.progress.as_ref().map_or(record.started_at_ms, |progress| progress.moved_at),
+            blocked_by: self.blockers(view, record, now),
+            proceeds: Self::proceeds(record, now),
+        })
+    }
+
+    /// What a capture has, and whether it was heard lately.
+    pub(crate) fn work_of(&self, id: &CaptureId, now: Now) -> (bool, Option<WorkCount>) {
+        let report = self.peers.get(id).and_then(|peer| peer.report.as_ref());
+        (report.is_some() && self.heard_within(id, 1, now), report.map(|report| report.inventory))
+    }
+
+    /// All changefeeds.
+    pub(crate) fn changefeeds(&self, view: &View) -> BTreeMap<ChangefeedId, ChangefeedStatus> {
+        let status = |(id, info): (&ChangefeedId, &crate::view::Kept<crate::model::ChangefeedInfo>)| {
+            let running = match self.standing(view, id) {
+                Standing::Running(host, m) => Some((host, m)),
+                _ => None,
+            };
+            let report = running.map(|(_, m)| m);
+            let status = ChangefeedStatus {
+                config: info.value.config.clone(),
+                state: info.value.state.clone(),
+                maintainer: running.map(|(host, m)| (host.capture.clone(), host.node_epoch, m.epoch)),
+                checkpoint_ts: report.filter(|m| m.dispatchers.is_some()).map(|m| m.checkpoint_ts),
+                checkpoint_at_ms: report.map(|m| m.checkpoint_at_ms).filter(|at| *at > 0),
+                dispatchers: report.and_then(|m| m.dispatchers.clone()).unwrap_or_default(),
+            };
+            (id.clone(), status)
+        };
+        view.infos.iter().map(status).collect()
+    }
+
+    /// How much work a capture has, as far as placements and maintainers tell.
+    pub(super) fn current_work(&self, view: &View, id: &CaptureId) -> WorkCount {
+        let target = view.incarnation(id);
+        let placed = view.places.values().filter(|place| Some(&place.value.host) == target.as_ref()).count();
+        let (_, inventory) = self.work_of(id, Now::default());
+        WorkCount {
+            maintainers: (placed as u64).max(inventory.map_or(0, |work| work.maintainers)),
+            dispatchers: inventory.map_or(0, |work| work.dispatchers),
+        }
+    }
+}
