@@ -90,6 +90,8 @@ pub enum Event {
     },
     /// The process was told to end (SIGTERM): it goes on working, but never registers again.
     Terminate,
+    /// The process ends: all work stops, and the lease is given back.
+    Leave,
     /// The hook asks for the proof: answered by `Answer::Drained` when it is there, and then it is final.
     Prove(RequestId),
 }
@@ -243,6 +245,11 @@ impl Process {
             Event::Work(event) => self.work(event),
             Event::Request { id, request } => self.request(id, request),
             Event::Terminate => self.agent.terminate(),
+            Event::Leave => {
+                self.agent.terminate();
+                let outputs = self.agent.leave();
+                self.carry_out_agent(outputs);
+            }
             Event::Prove(id) => self.prove(id),
         }
     }

@@ -5,7 +5,7 @@
 
 mod model;
 
-pub use model::Model;
+pub use model::{Compacted, Model};
 
 use std::sync::Arc;
 
