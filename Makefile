@@ -9,7 +9,7 @@ SEED ?=
 SEEDS ?=
 SIMULATION := cargo test -p capturedrain-core --features mutants --test simulation
 
-.PHONY: help tools build release check test simulate demo fmt clean
+.PHONY: help tools build check test simulate fmt clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -18,13 +18,9 @@ tools: ## install what building and testing need, where it is missing: protoc an
 	@tools/install protobuf
 	@tools/install etcd >/dev/null
 
-build: ## build the binary for development: target/debug/capturedrain
+build: ## build everything for development
 	@tools/install protobuf
 	cargo build --workspace
-
-release: ## build the binary to ship: target/release/capturedrain
-	@tools/install protobuf
-	cargo build --release
 
 check: ## what has to pass before a commit: format, lints, layers, licences, links
 	@tools/install protobuf
@@ -40,10 +36,6 @@ test: ## all tests, on a real etcd, and the simulation with its mutants
 
 simulate: ## more of the simulation: SEEDS=1000 runs that many, SEED=42 replays one with its log
 	$(if $(SEED),CAPTUREDRAIN_SIM_SEED=$(SEED) )$(if $(SEEDS),CAPTUREDRAIN_SIM_SEEDS=$(SEEDS) )$(SIMULATION)$(if $(SEED), -- --nocapture)
-
-demo: ## a whole cluster in one process, drained, stopped and killed while it replicates
-	@tools/install protobuf
-	cargo run --quiet -- demo
 
 fmt: ## format the code
 	cargo fmt --all

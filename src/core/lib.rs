@@ -4,6 +4,7 @@
 
 mod agent;
 mod coordinator;
+mod event;
 mod host;
 pub mod log;
 pub mod maintainer;

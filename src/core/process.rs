@@ -2,8 +2,9 @@
 //!
 //! The driver does: receive → [`Process::handle`] → carry out the effects in order, and nothing else.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::collections::VecDeque;
 
+pub use crate::event::{Effect, Event, Lane};
 use crate::{
     agent::{Agent, AgentOutput},
     coordinator::{Coordinator, Output as CoordinatorOutput},
@@ -12,136 +13,13 @@ use crate::{
     maintainer::{Input, Maintainer, Output as MaintainerOutput},
     model::{
         Answer, Body, CaptureId, CaptureStatus, ChangefeedEpoch, ChangefeedId, Command, Envelope, Incarnation, Instant,
-        KeyName, Liveness, MaintainerPhase, Now, Options, Position, Refusal, Registration, Request, RequestId,
-        Snapshot, Term, ValueError, WorkCount,
+        Liveness, MaintainerPhase, Now, Options, Refusal, Registration, Request, RequestId, Snapshot, Term, WorkCount,
     },
     mutant::{Mutant, Mutants},
-    store::{Changes, LeaseId, Listing, Revision, Txn, TxnOutcome},
+    store::{Changes, Listing, TxnOutcome},
     view::View,
     work::{WorkEvent, WorkOrder},
 };
-
-/// Which part of a capture writes; each has at most one write under way.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Lane {
-    /// Registration, candidacy, own liveness in the exception.
-    Agent,
-    /// The coordinator's decisions.
-    Coordinator,
-    /// A maintainer's position.
-    Maintainer(ChangefeedId, ChangefeedEpoch),
-}
-
-/// What happens to a capture.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// The time that [`Process::wake_at`] named has come, or any other.
-    Wake,
-    /// The store granted a lease that was asked for; `nonce` is fresh randomness for a node epoch.
-    LeaseGranted {
-        /// Which.
-        lease: LeaseId,
-        /// When the request was sent.
-        sent_at: Instant,
-        /// 64 random bits.
-        nonce: u64,
-    },
-    /// The store did not answer, or refused, a request for a lease.
-    LeaseNotGranted,
-    /// A keep-alive was answered: the lease lives for its full time from `sent_at` on.
-    LeaseKept {
-        /// Which.
-        lease: LeaseId,
-        /// When the request was sent.
-        sent_at: Instant,
-    },
-    /// A keep-alive was answered: there is no such lease.
-    LeaseLost(LeaseId),
-    /// All watched keys at one revision: the answer to [`Effect::Load`], or after the watch had to start anew.
-    Loaded(Listing),
-    /// The watch tells what changed.
-    Changed(Changes),
-    /// A transaction ended.
-    Written {
-        /// Whose.
-        lane: Lane,
-        /// How.
-        outcome: TxnOutcome,
-    },
-    /// The answer to [`Effect::ReadPosition`]; with the key's modification revision.
-    PositionRead {
-        /// Whose.
-        changefeed: ChangefeedId,
-        /// For which maintainer.
-        epoch: ChangefeedEpoch,
-        /// What is persisted.
-        position: Option<(Position, Revision)>,
-    },
-    /// Another capture says something.
-    Message(Envelope),
-    /// The data path tells something.
-    Work(WorkEvent),
-    /// A door asks something.
-    Request {
-        /// For the answer.
-        id: RequestId,
-        /// What.
-        request: Request,
-    },
-    /// The process was told to end (SIGTERM): it goes on working, but never registers again.
-    Terminate,
-    /// The process ends: all work stops, and the lease is given back.
-    Leave,
-    /// The hook asks for the proof: answered by `Answer::Drained` when it is there, and then it is final.
-    Prove(RequestId),
-}
-
-/// What a capture wants done.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Effect {
-    /// Ask the store for a lease.
-    GrantLease,
-    /// Keep a lease alive.
-    KeepLease(LeaseId),
-    /// Give a lease back.
-    RevokeLease(LeaseId),
-    /// Read all watched keys, and watch from there on.
-    Load,
-    /// Carry out a transaction, and tell its outcome.
-    Write {
-        /// Whose.
-        lane: Lane,
-        /// What.
-        txn: Txn,
-    },
-    /// Read a changefeed's position.
-    ReadPosition {
-        /// Whose.
-        changefeed: ChangefeedId,
-        /// For which maintainer.
-        epoch: ChangefeedEpoch,
-    },
-    /// Send a message to the address, if the receiver is not this process.
-    Send {
-        /// `host:port`.
-        to: Arc<str>,
-        /// What.
-        envelope: Envelope,
-    },
-    /// Tell the data path.
-    Work(WorkOrder),
-    /// Answer a door.
-    Answer {
-        /// Which request.
-        id: RequestId,
-        /// With what.
-        answer: Result<Answer, Refusal>,
-    },
-    /// Tell people.
-    Log(Line),
-    /// The store holds something that this build cannot read: the process has to end, and say so.
-    Halt(ValueError),
-}
 
 /// What would make the coordinator act at once, so that it is told at once and not with the next heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -644,8 +522,8 @@ impl Process {
         CaptureStatus { registration: registration.clone(), liveness, heard, work }
     }
 
-    /// The key that this capture is registered under.
-    pub fn registration_key(&self) -> KeyName {
-        KeyName::Capture(self.agent.id().clone())
+    /// The registered life, while its lease can be trusted.
+    pub fn me(&self) -> Option<Incarnation> {
+        self.agent.me()
     }
 }

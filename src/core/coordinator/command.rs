@@ -17,7 +17,6 @@ impl Coordinator {
         self.plan_moves(view, now);
         self.send_stops(view, now);
         self.send_starts(view, now);
-        self.stop_strays(view, now);
     }
 
     /// A move is over when the maintainer is seen at its new place, or shall not run any more.
@@ -88,8 +87,8 @@ impl Coordinator {
 
     /// Ends what runs and should not: maintainers without a place, dispatchers of changefeeds that do not run, and on a
     /// drained target those that its maintainer does not know of. Once a heartbeat period.
-    fn stop_strays(&mut self, view: &View, now: Now) {
-        if self.next_heartbeat != now.monotonic + self.options.heartbeat {
+    pub(super) fn stop_strays(&mut self, view: &View) {
+        if !self.is_ready() {
             return;
         }
         let mut commands = Vec::new();

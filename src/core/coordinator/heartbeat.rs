@@ -63,20 +63,20 @@ impl Coordinator {
         });
     }
 
-    /// Sends heartbeats when they are due.
-    pub(super) fn beat(&mut self, view: &View, now: Now) {
+    /// Sends heartbeats when they are due. Whether it did.
+    pub(super) fn beat(&mut self, view: &View, now: Now) -> bool {
         let destinations = self.destinations(view);
         // Who may get work, and who may move it, is told at once; everything else has time until the next heartbeat.
         let news =
             destinations != self.told_destinations || self.granted.keys().any(|feed| !self.told_shares.contains(feed));
         if now.monotonic < self.next_heartbeat && !news {
-            return;
+            return false;
         }
         self.told_destinations.clone_from(&destinations);
         self.told_shares = self.granted.keys().cloned().collect();
         self.next_heartbeat = now.monotonic + self.options.heartbeat;
         if self.mutants.has(Mutant::SaysItOnce) && self.peers.values().all(|peer| peer.report.is_some()) {
-            return;
+            return false;
         }
         let balance = self.may_balance(view, now);
         for (id, peer) in &self.peers {
@@ -91,6 +91,7 @@ impl Coordinator {
             };
             self.outputs.push(Output::Send { to, command: Command::Heartbeat(Box::new(heartbeat)) });
         }
+        true
     }
 
     /// The gate: who may get work. `Alive`, and known to have heard the latest state in its present life.

@@ -203,8 +203,11 @@ impl Coordinator {
         self.follow_membership(view, now);
         self.refresh_state(view, now);
         self.grant_shares(view);
-        self.beat(view, now);
+        let beaten = self.beat(view, now);
         self.command(view, now);
+        if beaten {
+            self.stop_strays(view);
+        }
         self.follow_progress(view, now);
         if self.lane.is_free(view) {
             self.decide(view, now);

@@ -105,9 +105,7 @@ impl Model {
 
     fn holds(&self, compare: &Compare) -> bool {
         match compare {
-            Compare::Created(key, revision) => {
-                self.keys.get(key).map_or(0, |entry| entry.create_revision) == *revision
-            }
+            Compare::Created(key, revision) => self.keys.get(key).map_or(0, |entry| entry.create_revision) == *revision,
             Compare::Modified(key, revision) => self.keys.get(key).map_or(0, |entry| entry.mod_revision) == *revision,
             Compare::PrefixUnchanged(prefix, revision) => self
                 .keys

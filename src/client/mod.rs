@@ -1,1 +1,0 @@
-//! How commands and the operator talk to a cluster.

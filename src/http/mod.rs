@@ -1,1 +1,0 @@
-//! The HTTP door: decode, hand over, encode.

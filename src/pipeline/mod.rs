@@ -1,1 +1,0 @@
-//! The data path: table triggers, dispatchers, sources and sinks.

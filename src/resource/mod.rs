@@ -1,1 +1,0 @@
-//! The `CaptureDrain` resource and the pure stages that reconcile it.

@@ -1,1 +1,0 @@
-//! Where a cluster's state is persisted: etcd, or one file.

@@ -1,1 +1,0 @@
-//! Is the sink equal to the source?

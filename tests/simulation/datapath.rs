@@ -1,0 +1,126 @@
+//! The data path of a simulated capture: dispatchers that follow the source's clock, and table triggers.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use capturedrain_core::{
+    model::{ChangefeedEpoch, ChangefeedId, CommitTs, Span},
+    work::{DispatcherKey, WorkEvent, WorkOrder},
+};
+use rand_chacha::{ChaCha8Rng, rand_core::Rng as _};
+
+/// How many tables every changefeed has.
+pub(crate) const TABLES: usize = 4;
+
+/// A table's whole range.
+pub(crate) fn table(n: usize) -> Span {
+    let name = format!("t{n}");
+    Span {
+        start: format!("/{name}/").into_bytes().into(),
+        end: format!("/{name}0").into_bytes().into(),
+        table: Arc::from(name),
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Dispatcher {
+    pub(crate) start_ts: CommitTs,
+    pub(crate) written_ts: CommitTs,
+    stopping: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Trigger {
+    start_ts: CommitTs,
+    announced: bool,
+    stopping: bool,
+}
+
+/// All that works in one process.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct DataPath {
+    pub(crate) dispatchers: BTreeMap<DispatcherKey, Dispatcher>,
+    triggers: BTreeMap<(ChangefeedId, ChangefeedEpoch), Trigger>,
+    stop_all: bool,
+}
+
+impl DataPath {
+    pub(crate) fn order(&mut self, order: WorkOrder, _now_ts: CommitTs) {
+        match order {
+            WorkOrder::StartDispatcher { key, start_ts, .. } => {
+                self.dispatchers.entry(key).or_insert(Dispatcher { start_ts, written_ts: start_ts, stopping: false });
+            }
+            WorkOrder::StopDispatcher(key) => {
+                if let Some(dispatcher) = self.dispatchers.get_mut(&key) {
+                    dispatcher.stopping = true;
+                }
+            }
+            WorkOrder::StartTrigger { changefeed, epoch, start_ts, .. } => {
+                let trigger = Trigger { start_ts, announced: false, stopping: false };
+                self.triggers.entry((changefeed, epoch)).or_insert(trigger);
+            }
+            WorkOrder::StopTrigger { changefeed, epoch } => {
+                let trigger = self.triggers.entry((changefeed, epoch));
+                trigger.or_insert(Trigger { start_ts: 0, announced: true, stopping: true }).stopping = true;
+            }
+            WorkOrder::StopAll => self.stop_all = true,
+        }
+    }
+
+    /// Whether a trigger of this changefeed runs here.
+    pub(crate) fn triggers(&self) -> impl Iterator<Item = &(ChangefeedId, ChangefeedEpoch)> {
+        self.triggers.iter().filter(|(_, trigger)| !trigger.stopping).map(|(key, _)| key)
+    }
+
+    /// Works for a moment, and tells what came of it.
+    pub(crate) fn tick(&mut self, now_ts: CommitTs, rng: &mut ChaCha8Rng) -> Vec<WorkEvent> {
+        if self.stop_all {
+            *self = Self::default();
+            return vec![WorkEvent::AllStopped];
+        }
+        let mut events = Vec::new();
+        let mut ended = Vec::new();
+        for (key, dispatcher) in &mut self.dispatchers {
+            // Each is as fast as chance has it.
+            if rng.next_u64().is_multiple_of(4) {
+                continue;
+            }
+            if dispatcher.stopping {
+                ended.push(key.clone());
+                let checkpoint_ts = dispatcher.written_ts;
+                events.push(WorkEvent::Stopped { key: key.clone(), checkpoint_ts });
+                continue;
+            }
+            dispatcher.written_ts = dispatcher.written_ts.max(now_ts);
+            let checkpoint_ts = dispatcher.written_ts;
+            events.push(WorkEvent::Checkpoint { key: key.clone(), checkpoint_ts, split_at: None });
+        }
+        for key in ended {
+            self.dispatchers.remove(&key);
+        }
+        let mut gone = Vec::new();
+        for ((changefeed, epoch), trigger) in &mut self.triggers {
+            let (changefeed, epoch) = (changefeed.clone(), *epoch);
+            if trigger.stopping {
+                gone.push((changefeed.clone(), epoch));
+                events.push(WorkEvent::TriggerStopped { changefeed, epoch });
+                continue;
+            }
+            let tables = (0..TABLES).map(|n| (table(n), 0));
+            let born = if trigger.announced { Vec::new() } else { tables.collect() };
+            trigger.announced = true;
+            let resolved_ts = now_ts.max(trigger.start_ts);
+            events.push(WorkEvent::Tables {
+                changefeed,
+                epoch,
+                born,
+                ended: Vec::new(),
+                resolved_ts,
+                resolved_at_ms: resolved_ts,
+            });
+        }
+        for key in gone {
+            self.triggers.remove(&key);
+        }
+        events
+    }
+}

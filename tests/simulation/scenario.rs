@@ -1,0 +1,277 @@
+//! One history: a cluster, some bad time, then a good one in which everything has to come to an end.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use capturedrain_core::{
+    model::{CaptureId, ChangefeedConfig, ChangefeedId, DrainRequest, Instant, Liveness, Request},
+    mutant::Mutant,
+    process::Event,
+};
+use rand_chacha::rand_core::Rng as _;
+
+use crate::{
+    faults::Faults,
+    truth::{self, Violation, check, unfinished},
+    world::World,
+};
+
+/// How long the bad time is.
+const BAD: Duration = Duration::from_mins(1);
+/// How long everything may take to come to an end afterwards.
+const GOOD: Duration = Duration::from_mins(4);
+/// More events than any history should need.
+const EVENTS_MAX: u64 = 400_000;
+/// Changefeeds at the start.
+const FEEDS: usize = 4;
+
+/// What came of a history.
+pub(crate) struct Outcome {
+    pub(crate) violation: Option<Violation>,
+    pub(crate) log: Vec<String>,
+    pub(crate) events: u64,
+    pub(crate) drains_ended: u64,
+}
+
+struct Scenario {
+    world: World,
+    feeds: BTreeSet<ChangefeedId>,
+    paused: BTreeSet<ChangefeedId>,
+    terminated: BTreeSet<usize>,
+    next_act: Instant,
+}
+
+/// Runs one history.
+pub(crate) fn run(seed: u64, mutant: Option<Mutant>) -> Outcome {
+    let captures = 2 + (seed % 4) as usize;
+    let mut scenario = Scenario {
+        world: World::new(seed, captures, mutant),
+        feeds: BTreeSet::new(),
+        paused: BTreeSet::new(),
+        terminated: BTreeSet::new(),
+        next_act: Instant(Duration::from_millis(500)),
+    };
+    let violation = scenario.live(seed).err();
+    let world = scenario.world;
+    let drains_ended = world.store.list("drain/history/", "drain/history0").entries.len() as u64;
+    Outcome { violation, events: world.events, log: world.log, drains_ended }
+}
+
+impl Scenario {
+    fn live(&mut self, seed: u64) -> Result<(), Violation> {
+        for n in 0..FEEDS {
+            self.feeds.insert(ChangefeedId::new(format!("f{n}")).unwrap());
+        }
+        let random = self.world.rng.next_u64();
+        // Every fifth history is a good day from end to end.
+        self.world.faults = if seed.is_multiple_of(5) { Faults::none() } else { Faults::some(random) };
+        while self.world.now < Instant(BAD) {
+            self.step()?;
+            if self.world.now >= self.next_act {
+                self.act();
+                let wait = 100 + self.world.random(2500);
+                self.next_act = self.world.now + Duration::from_millis(wait);
+            }
+        }
+        self.make_good();
+        let since_ts = self.world.source_ts();
+        let limit = self.world.now + GOOD;
+        let mut settled = None;
+        while self.world.now < limit {
+            self.step()?;
+            if self.world.now >= self.next_act {
+                self.next_act = self.world.now + Duration::from_millis(500);
+                self.keep_alive();
+                settled = unfinished(&self.world, &self.running_feeds(), since_ts);
+                if settled.is_none() {
+                    return Ok(());
+                }
+            }
+        }
+        settled.map_or(Ok(()), Err)
+    }
+
+    fn step(&mut self) -> Result<(), Violation> {
+        self.world.step();
+        if self.world.events > EVENTS_MAX {
+            return Err(Violation { invariant: "bounded_traffic", what: format!("{EVENTS_MAX} events and no end") });
+        }
+        check(&mut self.world).map_or(Ok(()), Err)
+    }
+
+    fn running_feeds(&self) -> BTreeSet<ChangefeedId> {
+        let persisted = self.world.store.list("changefeed/info/", "changefeed/info0");
+        let running = persisted.entries.iter().filter_map(|entry| {
+            let info: capturedrain_core::model::ChangefeedInfo =
+                capturedrain_core::model::decode(&entry.key, &entry.value).unwrap();
+            (info.state == capturedrain_core::model::ChangefeedState::Running).then_some(info.id)
+        });
+        running.collect()
+    }
+
+    /// The faults are over, and what was down comes up.
+    fn make_good(&mut self) {
+        self.world.faults = Faults::none();
+        self.world.note(|| "the bad time is over".to_owned());
+        self.keep_alive();
+    }
+
+    /// What ended by itself or was told to end is started again, as a kubelet would.
+    fn keep_alive(&mut self) {
+        for who in 0..self.world.procs.len() {
+            if self.terminated.remove(&who) && self.world.procs[who].process.is_some() {
+                self.world.crash(who);
+            }
+            if self.world.procs[who].process.is_none() {
+                self.world.start(who);
+            }
+        }
+        for feed in self.feeds.clone() {
+            self.ask(Request::CreateChangefeed { id: feed, config: config() });
+        }
+    }
+
+    /// Asks the coordinator, if there is one that runs; a client finds it by the redirects.
+    fn ask(&mut self, request: Request) {
+        let found = self
+            .world
+            .procs
+            .iter()
+            .position(|proc| proc.process.as_ref().is_some_and(|process| process.snapshot().is_coordinator));
+        let anybody = self.world.random(self.world.procs.len() as u64) as usize;
+        self.world.ask(found.unwrap_or(anybody), request);
+    }
+
+    fn any_capture(&mut self) -> (usize, CaptureId) {
+        let who = self.world.random(self.world.procs.len() as u64) as usize;
+        (who, self.world.procs[who].id.clone())
+    }
+
+    fn act(&mut self) {
+        match self.world.random(24) {
+            0..=6 => {
+                let (_, capture) = self.any_capture();
+                self.ask(Request::Drain(DrainRequest::new(capture, "seed")));
+            }
+            7 => self.cancel(),
+            8 => {
+                let (_, capture) = self.any_capture();
+                self.ask(Request::Release { capture, node_epoch: None });
+            }
+            9..=11 => {
+                let feeds: Vec<_> = self.feeds.iter().cloned().collect();
+                let feed = feeds[self.world.random(feeds.len() as u64) as usize].clone();
+                self.ask(Request::CreateChangefeed { id: feed, config: config() });
+            }
+            12 => self.pause_or_resume(),
+            13..=15 => self.crash_or_start(),
+            16 | 17 => self.pause_process(),
+            18 | 19 => self.cut_or_heal(),
+            20 => self.store_away(),
+            21 => self.lose_lease(),
+            22 => self.terminate(),
+            _ => self.prove(),
+        }
+    }
+
+    fn cancel(&mut self) {
+        let target = truth::record(&self.world).map(|record| record.target);
+        let (_, anybody) = self.any_capture();
+        let capture = target.unwrap_or(anybody);
+        self.ask(Request::Cancel { capture, epoch: None, requester: "seed".to_owned() });
+    }
+
+    fn pause_or_resume(&mut self) {
+        let feeds: Vec<_> = self.feeds.iter().cloned().collect();
+        let feed = feeds[self.world.random(feeds.len() as u64) as usize].clone();
+        if self.paused.remove(&feed) {
+            self.ask(Request::ResumeChangefeed(feed));
+        } else if self.world.chance(300) {
+            self.ask(Request::DeleteChangefeed(feed));
+        } else {
+            self.paused.insert(feed.clone());
+            self.ask(Request::PauseChangefeed(feed));
+        }
+    }
+
+    fn crash_or_start(&mut self) {
+        let (who, _) = self.any_capture();
+        if self.world.procs[who].process.is_some() {
+            self.world.crash(who);
+        } else {
+            self.world.start(who);
+        }
+    }
+
+    fn pause_process(&mut self) {
+        let (who, id) = self.any_capture();
+        let pause = Duration::from_millis(self.world.random(15_000));
+        let until = self.world.now + pause;
+        self.world.procs[who].paused_until = until;
+        self.world.note(|| format!("{id} is paused for {pause:?}"));
+    }
+
+    fn cut_or_heal(&mut self) {
+        if !self.world.faults.cuts.is_empty() {
+            self.world.faults.cuts.clear();
+            return self.world.note(|| "the network is whole again".to_owned());
+        }
+        let ((_, from), (_, to)) = (self.any_capture(), self.any_capture());
+        if from != to {
+            self.world.note(|| format!("nothing gets from {from} to {to}"));
+            self.world.faults.cuts.insert((from.clone(), to.clone()));
+            if self.world.chance(500) {
+                self.world.faults.cuts.insert((to, from));
+            }
+        }
+    }
+
+    fn store_away(&mut self) {
+        let away = !self.world.faults.store_is_away;
+        self.world.faults.store_is_away = away;
+        self.world.note(|| format!("the store is away: {away}"));
+    }
+
+    fn lose_lease(&mut self) {
+        let (_, id) = self.any_capture();
+        let lease = self.world.store.get(&format!("capture/{id}")).and_then(|entry| entry.lease);
+        if let Some(lease) = lease {
+            self.world.note(|| format!("the lease of {id} ends early"));
+            self.world.store.revoke(lease);
+        }
+    }
+
+    fn terminate(&mut self) {
+        let (who, _) = self.any_capture();
+        if self.world.procs[who].process.is_some() {
+            self.world.tell(who, Event::Terminate);
+            self.terminated.insert(who);
+        }
+    }
+
+    /// A hook asks for the proof; its pod ends some time later.
+    fn prove(&mut self) {
+        let stopping = truth::registrations(&self.world)
+            .into_iter()
+            .find(|registration| truth::liveness(&self.world, registration) == Liveness::Stopping);
+        let Some(registration) = stopping else { return };
+        let Some(who) = self.world.procs.iter().position(|proc| proc.id == registration.id) else { return };
+        if self.world.procs[who].process.is_none() || self.world.procs[who].paused_until > self.world.now {
+            return;
+        }
+        let id = 1_000_000 + self.world.events;
+        self.world.tell(who, Event::Prove(capturedrain_core::model::RequestId(id)));
+        if self.world.answers.get(&id).is_some_and(|answer| answer.contains("Drained")) {
+            self.world.truth.proved(&registration.id);
+            self.terminated.insert(who);
+        }
+    }
+}
+
+fn config() -> Arc<ChangefeedConfig> {
+    Arc::new(ChangefeedConfig {
+        source: "synthetic://".into(),
+        sink: "blackhole://".into(),
+        start_ts: 0,
+        span_max_keys: 0,
+    })
+}

@@ -1,0 +1,399 @@
+//! What is really the case, seen from outside, and the invariants that it is held against.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use capturedrain_core::{
+    model::{
+        Body, Candidacy, CaptureId, ChangefeedEpoch, ChangefeedId, Command, CommitTs, DrainEnd, DrainEpoch,
+        DrainRecord, DrainState, Envelope, Incarnation, Instant, KeyName, LastEpoch, Liveness, LivenessMark, NodeEpoch,
+        Position, Registration, SpanId, WriterEpoch, decode,
+    },
+    work::WorkOrder,
+};
+
+use crate::{
+    datapath::{DataPath, TABLES, table},
+    world::World,
+};
+
+/// A broken invariant, by the name that the design gives it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Violation {
+    pub(crate) invariant: &'static str,
+    pub(crate) what: String,
+}
+
+fn broken(invariant: &'static str, what: impl Into<String>) -> Violation {
+    Violation { invariant, what: what.into() }
+}
+
+/// What a writer wrote: from, to.
+type Writers = BTreeMap<WriterEpoch, (CommitTs, CommitTs)>;
+
+/// A capture's liveness as the store has it, and whether it acts as coordinator.
+pub(crate) type Stored = (Liveness, bool);
+
+/// What was seen so far.
+#[derive(Debug, Default)]
+pub(crate) struct Truth {
+    sink: BTreeMap<(ChangefeedId, SpanId), Writers>,
+    positions: BTreeMap<ChangefeedId, (u64, CommitTs)>,
+    last_epoch: DrainEpoch,
+    liveness: BTreeMap<(CaptureId, NodeEpoch), Liveness>,
+    /// The highest drain state that reached each process.
+    heard: BTreeMap<Incarnation, DrainState>,
+    /// Maintainers that were ever started, where.
+    started: BTreeMap<(ChangefeedId, ChangefeedEpoch), Incarnation>,
+    /// Captures whose hook has the proof.
+    proven: BTreeSet<CaptureId>,
+    /// When each coordinator last told each capture.
+    told: BTreeMap<CaptureId, Instant>,
+    triggers: BTreeMap<CaptureId, BTreeSet<(ChangefeedId, ChangefeedEpoch)>>,
+    violations: Vec<Violation>,
+    checked: Option<u64>,
+    now: Instant,
+}
+
+impl Truth {
+    pub(crate) fn died(&mut self, id: &CaptureId) {
+        self.heard.retain(|who, _| who.capture != *id);
+        self.triggers.remove(id);
+        self.proven.remove(id);
+    }
+
+    pub(crate) fn sends(&mut self, envelope: &Envelope) {
+        if let Body::Command { command: Command::Heartbeat(_), .. } = &envelope.body {
+            self.told.insert(envelope.to.capture.clone(), self.now);
+        }
+    }
+
+    /// A message arrives; whether the receiver takes it is for the receiver to decide.
+    pub(crate) fn arrives(&mut self, envelope: &Envelope) {
+        if let Body::Command { command: Command::Heartbeat(beat), .. } = &envelope.body {
+            let heard = self.heard.entry(envelope.to.clone()).or_default();
+            if heard.stamp <= beat.state.stamp {
+                heard.clone_from(&beat.state);
+            }
+        }
+    }
+
+    /// A hook got the proof.
+    pub(crate) fn proved(&mut self, id: &CaptureId) {
+        self.proven.insert(id.clone());
+    }
+
+    pub(crate) fn ordered(&mut self, me: &Incarnation, stored: Stored, order: &WorkOrder) {
+        let id = &me.capture;
+        match order {
+            WorkOrder::StartDispatcher { key, start_ts, .. } => {
+                self.check_start(me, stored);
+                let writers = self.sink.entry((key.changefeed.clone(), key.span)).or_default();
+                if writers.insert(key.writer_epoch, (*start_ts, *start_ts)).is_some() {
+                    let what = format!("writer {} of {} started twice", key.writer_epoch, key.changefeed);
+                    self.violations.push(broken("one_owner", what));
+                }
+            }
+            WorkOrder::StartTrigger { changefeed, epoch, .. } => {
+                self.triggers.entry(id.clone()).or_default().insert((changefeed.clone(), *epoch));
+            }
+            WorkOrder::StopTrigger { changefeed, epoch } => {
+                self.triggers.entry(id.clone()).or_default().remove(&(changefeed.clone(), *epoch));
+            }
+            WorkOrder::StopDispatcher(key) if !stored.1 => {
+                self.check_stop(me, &key.changefeed, key.writer_epoch.changefeed);
+            }
+            WorkOrder::StopDispatcher(_) => {}
+            WorkOrder::StopAll => {
+                self.triggers.remove(id);
+            }
+        }
+    }
+
+    /// A maintainer reads its position, which is the first thing that it does.
+    pub(crate) fn reads_position(
+        &mut self,
+        me: &Incarnation,
+        stored: Stored,
+        changefeed: &ChangefeedId,
+        epoch: ChangefeedEpoch,
+    ) {
+        match self.started.insert((changefeed.clone(), epoch), me.clone()) {
+            None => self.check_start(me, stored),
+            Some(before) if before != *me => {
+                let what = format!("maintainer {changefeed} epoch {epoch} started twice");
+                self.violations.push(broken("one_owner", what));
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// `sealed_target` and `proof_is_final`: no work starts on a capture that has heard that it may not.
+    fn check_start(&mut self, me: &Incarnation, stored: Stored) {
+        let id = &me.capture;
+        let (stored, in_office) = stored;
+        if stored == Liveness::Stopping {
+            self.violations.push(broken("proof_of_completion", format!("work starts on {id}, which is stopping")));
+        }
+        if self.proven.contains(id) {
+            self.violations.push(broken("proof_is_final", format!("work starts on {id} after its hook had the proof")));
+        }
+        // What a coordinator tells itself does not pass the network: it has heard that it is `Alive`.
+        let Some(state) = self.heard.get(me).filter(|_| !in_office) else { return };
+        if state.seals(me) {
+            self.violations.push(broken("sealed_target", format!("work starts on {id}, which has heard of its drain")));
+        }
+    }
+
+    /// `maintainer_first`: no dispatcher leaves a target by order of a maintainer that still is there.
+    fn check_stop(&mut self, me: &Incarnation, changefeed: &ChangefeedId, epoch: ChangefeedEpoch) {
+        let id = &me.capture;
+        let is_target = |state: &DrainState| state.drain.as_ref().is_some_and(|drain| drain.target == *me);
+        let sealed = self.heard.get(me).is_some_and(is_target);
+        let here = self.triggers.get(id).is_some_and(|triggers| triggers.contains(&(changefeed.clone(), epoch)));
+        if sealed && here {
+            let what = format!("a dispatcher of {changefeed} leaves {id} before its maintainer");
+            self.violations.push(broken("maintainer_first", what));
+        }
+    }
+
+    pub(crate) fn worked(&mut self, _id: &CaptureId, data: &DataPath) {
+        for (key, dispatcher) in &data.dispatchers {
+            let writers = self.sink.entry((key.changefeed.clone(), key.span)).or_default();
+            let written = writers.entry(key.writer_epoch).or_insert((dispatcher.start_ts, dispatcher.start_ts));
+            written.1 = written.1.max(dispatcher.written_ts);
+        }
+    }
+
+    /// How far a span is in the sink without a gap, as a reader sees it: rows of an older writer above the start of a
+    /// later one do not count.
+    fn covered(&self, changefeed: &ChangefeedId, span: SpanId) -> CommitTs {
+        let Some(writers) = self.sink.get(&(changefeed.clone(), span)) else { return 0 };
+        let mut reached = 0;
+        let writers: Vec<_> = writers.values().collect();
+        for (n, (start, written)) in writers.iter().enumerate() {
+            let fence = writers[n + 1..].iter().map(|(start, _)| *start).min().unwrap_or(CommitTs::MAX);
+            if *start <= reached {
+                reached = reached.max((*written).min(fence));
+            }
+        }
+        reached
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(world: &World, name: &KeyName) -> Option<T> {
+    let key = name.key();
+    let entry = world.store.get(&key)?;
+    Some(decode(&key, &entry.value).expect("a value of this build"))
+}
+
+pub(crate) fn registrations(world: &World) -> Vec<Registration> {
+    let listing = world.store.list("capture/", "capture0");
+    listing.entries.iter().map(|entry| decode(&entry.key, &entry.value).unwrap()).collect()
+}
+
+pub(crate) fn liveness(world: &World, registration: &Registration) -> Liveness {
+    let mark: Option<LivenessMark> = read(world, &KeyName::Liveness(registration.id.clone()));
+    mark.filter(|mark| mark.node_epoch == registration.node_epoch).map_or(Liveness::Alive, |mark| mark.liveness)
+}
+
+pub(crate) fn record(world: &World) -> Option<DrainRecord> {
+    read(world, &KeyName::DrainRecord)
+}
+
+/// The capture that acts as coordinator.
+pub(crate) fn coordinator(world: &World) -> Option<Incarnation> {
+    let listing = world.store.list("owner/", "owner0");
+    let first = listing.entries.iter().min_by_key(|entry| entry.create_revision)?;
+    let candidacy: Candidacy = decode(&first.key, &first.value).unwrap();
+    match KeyName::parse(&first.key) {
+        Some(KeyName::Owner(who)) if candidacy.acting => Some(who),
+        _ => None,
+    }
+}
+
+/// Holds the world against every invariant that can be read off it.
+pub(crate) fn check(world: &mut World) -> Option<Violation> {
+    world.truth.now = world.now;
+    if let Some(violation) = world.truth.violations.first() {
+        return Some(violation.clone());
+    }
+    if world.events.is_multiple_of(32)
+        && let Some(violation) = batch_bound(world)
+    {
+        return Some(violation);
+    }
+    // The rest is read off the store, and changes with it only.
+    if world.truth.checked == Some(world.store.revision()) {
+        return None;
+    }
+    world.truth.checked = Some(world.store.revision());
+    single_target(world)
+        .or_else(|| liveness_forward(world))
+        .or_else(|| no_draining_coordinator(world))
+        .or_else(|| no_draining_without_record(world))
+        .or_else(|| proof_of_completion(world))
+        .or_else(|| checkpoint_forward(world))
+        .or_else(|| checkpoint_covers_plan(world))
+}
+
+fn single_target(world: &mut World) -> Option<Violation> {
+    let last: LastEpoch = read(world, &KeyName::DrainEpoch)?;
+    if last.epoch < world.truth.last_epoch {
+        return Some(broken("single_target", format!("drain epoch goes back to {}", last.epoch)));
+    }
+    world.truth.last_epoch = last.epoch;
+    let record = record(world)?;
+    let ended: Option<DrainEnd> = read(world, &KeyName::DrainHistory(record.epoch));
+    if ended.is_some() || record.epoch != last.epoch {
+        return Some(broken("single_target", format!("epoch {} is used twice", record.epoch)));
+    }
+    let above = world.truth.heard.values().any(|state: &DrainState| state.last_epoch > last.epoch);
+    above.then(|| broken("single_target", "a capture knows a higher epoch than the store"))
+}
+
+fn liveness_forward(world: &mut World) -> Option<Violation> {
+    for registration in registrations(world) {
+        let now = liveness(world, &registration);
+        let key = (registration.id.clone(), registration.node_epoch);
+        let before = world.truth.liveness.insert(key, now).unwrap_or(Liveness::Alive);
+        let forward = now >= before || now == Liveness::Alive;
+        let skipped = before == Liveness::Alive && now == Liveness::Stopping;
+        let ended = now == Liveness::Alive && before != Liveness::Alive;
+        let excused =
+            ended && (record(world).is_none_or(|r| r.target != registration.id) || before == Liveness::Stopping);
+        if !forward || skipped || (ended && !excused) {
+            return Some(broken("liveness_forward", format!("{} goes from {before:?} to {now:?}", registration.id)));
+        }
+    }
+    None
+}
+
+fn no_draining_coordinator(world: &World) -> Option<Violation> {
+    let who = coordinator(world)?;
+    let registration = registrations(world).into_iter().find(|registration| registration.id == who.capture);
+    let lives = registration.as_ref().is_some_and(|registration| registration.node_epoch == who.node_epoch);
+    if !lives {
+        return Some(broken("no_draining_coordinator", format!("{who} acts and is not registered")));
+    }
+    let now = registration.map(|registration| liveness(world, &registration));
+    (now != Some(Liveness::Alive)).then(|| broken("no_draining_coordinator", format!("{who} acts and is {now:?}")))
+}
+
+fn no_draining_without_record(world: &World) -> Option<Violation> {
+    let record = record(world);
+    for registration in registrations(world) {
+        let draining = liveness(world, &registration) == Liveness::Draining;
+        let meant = record
+            .as_ref()
+            .is_some_and(|record| record.target == registration.id && record.node_epoch == registration.node_epoch);
+        if draining != meant {
+            let what = format!("{} is draining: {draining}, is the target: {meant}", registration.id);
+            return Some(broken("no_draining_without_record", what));
+        }
+    }
+    None
+}
+
+/// `Stopping` means that truly nothing is there.
+fn proof_of_completion(world: &World) -> Option<Violation> {
+    for registration in registrations(world) {
+        if liveness(world, &registration) != Liveness::Stopping {
+            continue;
+        }
+        let proc = world.procs.iter().find(|proc| proc.id == registration.id)?;
+        let here = proc.process.as_ref().and_then(|process| process.snapshot().me);
+        let same = here.is_some_and(|me| me.node_epoch == registration.node_epoch);
+        let work = proc.data.dispatchers.len() + proc.data.triggers().count();
+        if same && work > 0 {
+            return Some(broken("proof_of_completion", format!("{} is stopping with {work} at work", proc.id)));
+        }
+    }
+    None
+}
+
+fn positions(world: &World) -> Vec<(ChangefeedId, u64, Position)> {
+    let listing = world.store.list("position/", "position0");
+    let read = |entry: &capturedrain_core::store::Entry| match KeyName::parse(&entry.key) {
+        Some(KeyName::Position(id)) => Some((id, entry.create_revision, decode(&entry.key, &entry.value).unwrap())),
+        _ => None,
+    };
+    listing.entries.iter().filter_map(read).collect()
+}
+
+fn checkpoint_forward(world: &mut World) -> Option<Violation> {
+    for (id, created, position) in positions(world) {
+        let before = world.truth.positions.insert(id.clone(), (created, position.checkpoint_ts));
+        if let Some((same, before)) = before
+            && same == created
+            && before > position.checkpoint_ts
+        {
+            let what = format!("{id} goes back from {before} to {}", position.checkpoint_ts);
+            return Some(broken("checkpoint_forward", what));
+        }
+    }
+    None
+}
+
+fn checkpoint_covers_plan(world: &World) -> Option<Violation> {
+    for (id, _, position) in positions(world) {
+        for n in 0..TABLES {
+            let covered = world.truth.covered(&id, table(n).id());
+            if covered < position.checkpoint_ts {
+                let what = format!(
+                    "{id} table {n}: the sink has up to {covered}, the checkpoint is {}",
+                    position.checkpoint_ts
+                );
+                return Some(broken("checkpoint_covers_plan", what));
+            }
+        }
+    }
+    None
+}
+
+fn batch_bound(world: &World) -> Option<Violation> {
+    for proc in &world.procs {
+        let Some(drain) = proc.process.as_ref().and_then(|process| process.snapshot().drain) else { continue };
+        let (maintainers, dispatchers) =
+            (world.options.drain_maintainer_batch_size as u64, world.options.drain_dispatcher_batch_size as u64);
+        if drain.in_flight.maintainers > maintainers || drain.in_flight.dispatchers > dispatchers {
+            return Some(broken("batch_bound", format!("{:?} on the move", drain.in_flight)));
+        }
+    }
+    None
+}
+
+/// What must come about in the end, with all faults over: `None` when it has.
+pub(crate) fn unfinished(world: &World, running: &BTreeSet<ChangefeedId>, since_ts: CommitTs) -> Option<Violation> {
+    if let Some(record) = record(world) {
+        return Some(broken("progress", format!("the drain {} of {} does not end", record.epoch, record.target)));
+    }
+    if coordinator(world).is_none() {
+        return Some(broken("coordinator_exists", "nobody is coordinator"));
+    }
+    for id in running {
+        for n in 0..TABLES {
+            let span = table(n).id();
+            let live: Vec<_> = world
+                .procs
+                .iter()
+                .flat_map(|proc| proc.data.dispatchers.keys().filter(|key| key.changefeed == *id && key.span == span))
+                .collect();
+            if live.is_empty() {
+                return Some(broken("no_orphan", format!("nobody works on table {n} of {id}")));
+            }
+            if live.len() > 1 {
+                return Some(broken("one_owner", format!("{} work on table {n} of {id}", live.len())));
+            }
+        }
+        let hosts: Vec<_> =
+            world.procs.iter().filter(|proc| proc.data.triggers().any(|(feed, _)| feed == id)).collect();
+        if hosts.len() != 1 {
+            return Some(broken("trigger_with_maintainer", format!("{} table triggers of {id}", hosts.len())));
+        }
+        let reached = world.truth.positions.get(id).map_or(0, |(_, ts)| *ts);
+        if reached < since_ts {
+            return Some(broken("progress", format!("the checkpoint of {id} stays at {reached}, before {since_ts}")));
+        }
+    }
+    None
+}
