@@ -3,3 +3,4 @@
 //! `ARCHITECTURE.md` is the map. Dependencies point one way: `capturedrain-core` decides; the modules here carry out.
 
 pub mod door;
+pub mod store;

@@ -45,6 +45,12 @@ impl Model {
         Self { revision, compacted: revision, keys, ..Self::default() }
     }
 
+    /// Takes over what was persisted, as after a crash, but keeps the leases that are alive.
+    pub fn reload(&mut self, revision: Revision, entries: impl IntoIterator<Item = Entry>) {
+        let (leases, next_lease) = (std::mem::take(&mut self.leases), self.next_lease);
+        *self = Self { next_lease, leases, ..Self::restore(revision, entries) };
+    }
+
     /// The last revision.
     pub fn revision(&self) -> Revision {
         self.revision
