@@ -87,6 +87,8 @@ pub(crate) struct Host {
     maintainers: BTreeMap<ChangefeedId, HostedMaintainer>,
     /// The highest placement of each changefeed that was started or told to stop here.
     placements: BTreeMap<ChangefeedId, ChangefeedEpoch>,
+    /// The highest number known of changefeeds that are no more.
+    gone: BTreeMap<ChangefeedId, ChangefeedEpoch>,
     dispatcher_count: u64,
     reports: u64,
 }
@@ -101,6 +103,7 @@ impl Host {
             feeds: BTreeMap::new(),
             maintainers: BTreeMap::new(),
             placements: BTreeMap::new(),
+            gone: BTreeMap::new(),
             dispatcher_count: 0,
             reports: 0,
         }
@@ -134,7 +137,8 @@ impl Host {
     pub(crate) fn admit_maintainer(&mut self, changefeed: &ChangefeedId, epoch: ChangefeedEpoch) -> bool {
         let known = self.placements.get(changefeed).copied().unwrap_or_default();
         let repeated = epoch <= known && !self.mutants.has(Mutant::StartsOldPlacement);
-        if self.is_sealed() || repeated || self.maintainers.contains_key(changefeed) {
+        if self.is_sealed() || repeated || self.is_gone(changefeed, epoch) || self.maintainers.contains_key(changefeed)
+        {
             return false;
         }
         self.placements.insert(changefeed.clone(), epoch);
@@ -207,11 +211,21 @@ impl Host {
             .min()
     }
 
-    /// Forgets placements of changefeeds that are no more.
-    pub(crate) fn forget_placements(&mut self, keep: impl Fn(&ChangefeedId) -> bool) {
+    /// Changefeeds that are no more: of each only the number is kept below which everything late is refused.
+    pub(crate) fn forget_changefeeds(&mut self, exists: impl Fn(&ChangefeedId) -> bool) {
         let maintainers = &self.maintainers;
-        self.placements.retain(|changefeed, _| keep(changefeed) || maintainers.contains_key(changefeed));
-        self.feeds.retain(|changefeed, feed| keep(changefeed) || !feed.dispatchers.is_empty());
+        let over = |id: &ChangefeedId| !exists(id) && !maintainers.contains_key(id);
+        let placed = self.placements.extract_if(.., |id, _| over(id));
+        let hosted = self.feeds.extract_if(.., |id, feed| over(id) && feed.dispatchers.is_empty());
+        for (changefeed, epoch) in placed.chain(hosted.map(|(id, feed)| (id, feed.epoch))) {
+            let highest = self.gone.entry(changefeed).or_default();
+            *highest = epoch.max(*highest);
+        }
+    }
+
+    /// Whether it comes from a changefeed that is no more.
+    fn is_gone(&self, changefeed: &ChangefeedId, epoch: ChangefeedEpoch) -> bool {
+        self.gone.get(changefeed).is_some_and(|highest| epoch <= *highest)
     }
 
     /// What the coordinator is told.
@@ -245,6 +259,9 @@ impl Host {
         epoch: ChangefeedEpoch,
         order: Order,
     ) -> Vec<HostOutput> {
+        if self.is_gone(changefeed, epoch) {
+            return Vec::new();
+        }
         let feed = self.feeds.entry(changefeed.clone()).or_insert_with(|| Feed::new(epoch, from));
         let stopped = epoch == feed.epoch && feed.maintainer.is_none();
         if (epoch < feed.epoch || stopped) && !self.mutants.has(Mutant::AcceptsLowerMaintainer) {

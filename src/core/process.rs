@@ -211,7 +211,7 @@ impl Process {
             _ => {}
         }
         if let (Some(host), Some(view)) = (&mut self.host, &self.view) {
-            host.forget_placements(|changefeed| view.infos.contains_key(changefeed));
+            host.forget_changefeeds(|changefeed| view.infos.contains_key(changefeed));
         }
     }
 

@@ -71,3 +71,16 @@ fn the_same_seed_is_the_same_history() {
     let (one, two) = (run(7, None), run(7, None));
     assert_eq!(one.log, two.log);
 }
+
+/// Histories that broke an invariant once, each named after what was seen.
+#[test]
+fn what_once_went_wrong_stays_mended() {
+    for (seed, symptom) in [
+        (18, "a coordinator that tells itself to stop dispatchers, for ever"),
+        (226, "a late creation starts a dispatcher of a changefeed that was removed"),
+        (749, "a maintainer on its way to a capture that begins to drain never arrives"),
+    ] {
+        let outcome = run(seed, None);
+        assert_eq!(outcome.violation, None, "{symptom}");
+    }
+}

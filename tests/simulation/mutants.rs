@@ -45,15 +45,17 @@ const ALL: &[Mutant] = &[
 /// Rules whose removal no history has punished so far: either the histories are too tame, or another rule carries the
 /// same safety.
 const UNPUNISHED: &[Mutant] = &[
+    Mutant::TakesLateState,
     Mutant::AcceptsLowerTerm,
     Mutant::StartsOldPlacement,
+    Mutant::AcceptsLowerMaintainer,
+    // A killed dispatcher is told of, and queued again by its maintainer.
     Mutant::StopKillsNewer,
-    Mutant::CompletionIgnoresRecord,
+    // The target's own inventory carries this safety.
     Mutant::ProofWithoutMaintainers,
-    Mutant::BelievesFormerLife,
     Mutant::NoException,
     Mutant::WinnerActsUnchecked,
-    Mutant::ForgetsMove,
+    // Every key that a write replaces is compared, too.
     Mutant::WritesWithoutTerm,
 ];
 

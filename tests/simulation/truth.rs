@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use capturedrain_core::{
     model::{
-        Body, Candidacy, CaptureId, ChangefeedEpoch, ChangefeedId, Command, CommitTs, DrainEnd, DrainEpoch,
-        DrainRecord, DrainState, Envelope, Incarnation, Instant, KeyName, LastEpoch, Liveness, LivenessMark, NodeEpoch,
-        Position, Registration, SpanId, WriterEpoch, decode,
+        Body, Candidacy, CaptureId, ChangefeedEpoch, ChangefeedId, ChangefeedInfo, ChangefeedState, Command, CommitTs,
+        DrainEnd, DrainEpoch, DrainRecord, DrainState, Envelope, Incarnation, Instant, KeyName, LastEpoch, Liveness,
+        LivenessMark, NodeEpoch, Position, Registration, SpanId, WriterEpoch, decode,
     },
     work::WorkOrder,
 };
@@ -44,6 +44,8 @@ pub(crate) struct Truth {
     heard: BTreeMap<Incarnation, DrainState>,
     /// Maintainers that were ever started, where.
     started: BTreeMap<(ChangefeedId, ChangefeedEpoch), Incarnation>,
+    /// Maintainers that ever began to plan.
+    triggered: BTreeSet<(ChangefeedId, ChangefeedEpoch)>,
     /// Captures whose hook has the proof.
     proven: BTreeSet<CaptureId>,
     /// When each coordinator last told each capture.
@@ -62,23 +64,33 @@ impl Truth {
     }
 
     pub(crate) fn sends(&mut self, envelope: &Envelope) {
-        if let Body::Command { command: Command::Heartbeat(_), .. } = &envelope.body {
+        if let Body::Command { command: Command::Heartbeat(beat), .. } = &envelope.body {
             self.told.insert(envelope.to.capture.clone(), self.now);
+            // A coordinator hears what it tells, and that does not pass the network.
+            self.hears(&envelope.from, &beat.state);
         }
     }
 
     /// A message arrives; whether the receiver takes it is for the receiver to decide.
     pub(crate) fn arrives(&mut self, envelope: &Envelope) {
         if let Body::Command { command: Command::Heartbeat(beat), .. } = &envelope.body {
-            let heard = self.heard.entry(envelope.to.clone()).or_default();
-            if heard.stamp <= beat.state.stamp {
-                heard.clone_from(&beat.state);
-            }
+            self.hears(&envelope.to, &beat.state);
+        }
+    }
+
+    fn hears(&mut self, who: &Incarnation, state: &DrainState) {
+        let heard = self.heard.entry(who.clone()).or_default();
+        if heard.stamp <= state.stamp {
+            heard.clone_from(state);
         }
     }
 
     /// A hook got the proof.
-    pub(crate) fn proved(&mut self, id: &CaptureId) {
+    pub(crate) fn proved(&mut self, id: &CaptureId, stored: Option<Liveness>) {
+        if stored != Some(Liveness::Stopping) {
+            let what = format!("the hook of {id} has the proof, and its liveness is {stored:?}");
+            self.violations.push(broken("proof_of_completion", what));
+        }
         self.proven.insert(id.clone());
     }
 
@@ -94,6 +106,10 @@ impl Truth {
                 }
             }
             WorkOrder::StartTrigger { changefeed, epoch, .. } => {
+                if !self.triggered.insert((changefeed.clone(), *epoch)) {
+                    let what = format!("maintainer {changefeed} epoch {epoch} began to plan twice");
+                    self.violations.push(broken("one_owner", what));
+                }
                 self.triggers.entry(id.clone()).or_default().insert((changefeed.clone(), *epoch));
             }
             WorkOrder::StopTrigger { changefeed, epoch } => {
@@ -198,6 +214,12 @@ pub(crate) fn liveness(world: &World, registration: &Registration) -> Liveness {
 
 pub(crate) fn record(world: &World) -> Option<DrainRecord> {
     read(world, &KeyName::DrainRecord)
+}
+
+/// Whether a changefeed shall run.
+pub(crate) fn runs(world: &World, changefeed: &ChangefeedId) -> bool {
+    let info: Option<ChangefeedInfo> = read(world, &KeyName::ChangefeedInfo(changefeed.clone()));
+    info.is_some_and(|info| info.state == ChangefeedState::Running)
 }
 
 /// The capture that acts as coordinator.

@@ -10,6 +10,7 @@ use capturedrain_core::{
     mutant::{Mutant, Mutants},
     process::{Effect, Event, Lane, Process},
     store::{LeaseId, Model, Revision, Txn, TxnOutcome},
+    work::WorkOrder,
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -419,10 +420,9 @@ impl World {
                 let id = self.procs[who].id.clone();
                 self.note(|| format!("{id} -> {}", crate::readable::work(&order)));
                 let now_ts = self.source_ts();
-                if let Some(me) = self.procs[who].process.as_ref().and_then(Process::me) {
-                    let registered = truth::registrations(self).into_iter().find(|r| r.node_epoch == me.node_epoch);
-                    let stored =
-                        registered.map_or(Liveness::Alive, |registration| truth::liveness(self, &registration));
+                // What is paused or removed leaves everywhere, without a maintainer that goes first.
+                let withdrawn = matches!(&order, WorkOrder::StopDispatcher(key) if !truth::runs(self, &key.changefeed));
+                if let Some((me, stored)) = self.member(who).filter(|_| !withdrawn) {
                     let office = truth::coordinator(self).as_ref() == Some(&me);
                     self.truth.ordered(&me, (stored, office), &order);
                 }
@@ -442,7 +442,7 @@ impl World {
     }
 
     /// The life that a process is registered in, and its liveness as the store has it.
-    fn member(&self, who: usize) -> Option<(Incarnation, Liveness)> {
+    pub(crate) fn member(&self, who: usize) -> Option<(Incarnation, Liveness)> {
         let me = self.procs[who].process.as_ref().and_then(Process::me)?;
         let registered = truth::registrations(self).into_iter().find(|r| r.node_epoch == me.node_epoch);
         let stored = registered.map_or(Liveness::Alive, |registration| truth::liveness(self, &registration));

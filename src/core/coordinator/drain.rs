@@ -4,9 +4,11 @@ use super::{Coordinator, Output, standing::Standing};
 use crate::{
     log::Line,
     model::{
-        DrainEnd, DrainOutcome, DrainRecord, KeyName, Liveness, LivenessMark, Now, OnDeadline, VALUE_VERSION, WorkCount,
+        DrainEnd, DrainOutcome, DrainRecord, KeyName, Liveness, LivenessMark, Now, OnDeadline, VALUE_VERSION,
+        WorkCount, encode,
     },
     mutant::Mutant,
+    store::Op,
     view::View,
     write::Draft,
 };
@@ -29,31 +31,23 @@ impl Coordinator {
     /// The write that ends a drain: the record becomes history, and the target's liveness what follows from it.
     pub(super) fn finish(&self, view: &View, record: &DrainRecord, outcome: DrainOutcome, now: Now) -> Draft {
         let end = DrainEnd { version: VALUE_VERSION, outcome, ended_at_ms: now.wall, record: record.clone() };
-        let liveness = KeyName::Liveness(record.target.clone());
-        let mut draft = self.draft().require_same(view, &KeyName::Capture(record.target.clone())).put(
-            view,
-            &KeyName::DrainHistory(record.epoch),
-            &end,
-        );
-        draft = if self.mutants.has(Mutant::CompletionIgnoresRecord) {
-            draft.delete_unseen(&KeyName::DrainRecord)
-        } else {
-            draft.delete(view, &KeyName::DrainRecord)
+        let (liveness, history) = (KeyName::Liveness(record.target.clone()), KeyName::DrainHistory(record.epoch));
+        let draft = self.draft().require_same(view, &KeyName::Capture(record.target.clone()));
+        let mark = LivenessMark {
+            version: VALUE_VERSION,
+            liveness: Liveness::Stopping,
+            node_epoch: record.node_epoch,
+            drain_epoch: record.epoch,
+            unknown: std::collections::BTreeMap::new(),
         };
-        draft = if outcome == DrainOutcome::Drained {
-            let mark = LivenessMark {
-                version: VALUE_VERSION,
-                liveness: Liveness::Stopping,
-                node_epoch: record.node_epoch,
-                drain_epoch: record.epoch,
-                unknown: std::collections::BTreeMap::new(),
-            };
-            if self.mutants.has(Mutant::CompletionIgnoresRecord) {
-                let op = crate::store::Op::Put { key: liveness.key(), value: crate::model::encode(&mark), lease: None };
-                draft.operations(vec![op])
-            } else {
-                draft.put(view, &liveness, &mark)
-            }
+        if self.mutants.has(Mutant::CompletionIgnoresRecord) && outcome == DrainOutcome::Drained {
+            let mark = Op::Put { key: liveness.key(), value: encode(&mark), lease: None };
+            let end = Op::Put { key: history.key(), value: encode(&end), lease: None };
+            return draft.operations(vec![mark, end]).delete_unseen(&KeyName::DrainRecord);
+        }
+        let draft = draft.put(view, &history, &end).delete(view, &KeyName::DrainRecord);
+        let draft = if outcome == DrainOutcome::Drained {
+            draft.put(view, &liveness, &mark)
         } else {
             draft.delete(view, &liveness)
         };

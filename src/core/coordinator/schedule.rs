@@ -24,19 +24,22 @@ impl Coordinator {
             return;
         }
         let mut leaving = Vec::new();
-        let room =
+        let mut room =
             if self.mutants.has(Mutant::IgnoresBatch) { usize::MAX } else { limit.saturating_sub(self.moves.len()) };
         for (feed, place) in &view.places {
-            if leaving.len() >= room {
-                break;
-            }
-            if !Self::shall_run(view, feed) || self.moves.contains_key(feed) {
+            let (Standing::Running(host, _) | Standing::Starting(host)) = self.standing(view, feed) else { continue };
+            let alive = view.liveness(&host.capture).is_none_or(|liveness| liveness == Liveness::Alive);
+            if alive || !Self::shall_run(view, feed) {
                 continue;
             }
-            let (Standing::Running(host, _) | Standing::Starting(host)) = self.standing(view, feed) else { continue };
-            if view.liveness(&host.capture).is_some_and(|liveness| liveness != Liveness::Alive) {
-                leaving.push((feed.clone(), place.value.epoch));
+            match self.moves.get(feed) {
+                Some(under_way) if under_way.from == place.value.epoch => continue,
+                // It was on its way to a capture that now drains itself: it goes on from there, in the same slot.
+                Some(_) => {}
+                None if room == 0 => continue,
+                None => room -= 1,
             }
+            leaving.push((feed.clone(), place.value.epoch));
         }
         if leaving.is_empty() && self.moves.is_empty() && self.may_balance(view, now) {
             leaving.extend(self.balance(view, &destinations));
