@@ -27,6 +27,7 @@ check: ## what has to pass before a commit: format, lints, layers, licences, lin
 	cargo fetch --locked
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy -p capturedrain-core --features mutants --all-targets -- -D warnings
 	cargo test --quiet --test tidy
 
 test: ## all tests, on a real etcd, and the simulation with its mutants
