@@ -36,7 +36,7 @@ test: ## all tests, on a real etcd, and the simulation with its mutants
 	$(SIMULATION)
 
 simulate: ## more of the simulation: SEEDS=1000 runs that many, SEED=42 replays one with its log
-	$(if $(SEED),CAPTUREDRAIN_SIM_SEED=$(SEED) )$(if $(SEEDS),CAPTUREDRAIN_SIM_SEEDS=$(SEEDS) )$(SIMULATION)$(if $(SEED), -- --nocapture)
+	$(if $(SEED),CAPTUREDRAIN_SIM_SEED=$(SEED) )$(if $(SEEDS),CAPTUREDRAIN_SIM_SEEDS=$(SEEDS) )$(SIMULATION) -- invariants_hold$(if $(SEED), --nocapture)
 
 fmt: ## format the code
 	cargo fmt --all
