@@ -1,0 +1,13 @@
+//! Compiles the protocol with the pure-Rust `protox`, and keeps the descriptor for reflection.
+use std::{env, error::Error, fs, path::PathBuf};
+
+use protox::prost::Message as _;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    let files = protox::compile(["capturedrain/v1/drain.proto", "capturedrain/v1/capture.proto"], ["proto"])?;
+    fs::write(out.join("descriptor.bin"), files.encode_to_vec())?;
+    tonic_prost_build::configure().btree_map(".").compile_fds(files)?;
+    Ok(())
+}
