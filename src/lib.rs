@@ -4,3 +4,5 @@
 
 pub mod door;
 pub mod store;
+pub mod telemetry;
+pub mod wire;
