@@ -1,8 +1,14 @@
-//! capturedrain takes a capture out of a change-data-capture cluster without hurting anyone.
-//!
-//! `ARCHITECTURE.md` is the map. Dependencies point one way: `capturedrain-core` decides; the modules here carry out.
+//! Takes a capture out of a change-data-capture cluster without hurting anyone. `ARCHITECTURE.md` is the way in.
 
+pub mod cli;
+pub mod client;
+pub mod clock;
 pub mod door;
+pub mod http;
+pub mod node;
+pub mod pipeline;
 pub mod store;
 pub mod telemetry;
+pub mod verify;
+pub mod view;
 pub mod wire;

@@ -17,22 +17,26 @@ use serde_json::Value;
 /// empty list knows nothing else.
 const LAYERS: &[(&str, &[&str])] = &[
     // What touches the world, each part knowing nothing of the others.
+    ("clock", &[]),
     ("telemetry", &[]),
     ("store", &[]),
-    ("pipeline", &[]),
+    ("pipeline", &["clock"]),
     ("verify", &["pipeline"]),
+    // What people are shown.
+    ("view", &[]),
     // Doors speak to a capture through `door`, never to the process behind it.
     ("door", &[]),
     ("wire", &["door"]),
-    ("http", &["door", "wire"]),
-    ("client", &["wire"]),
+    ("http", &["clock", "door", "view", "wire"]),
+    ("client", &["view", "wire"]),
     // The resource's stages are pure: whoever runs them brings the client.
     ("resource", &[]),
+    ("reconcile", &["client", "clock", "resource", "view"]),
     // The process that wires all of it.
-    ("node", &["store", "pipeline", "door", "wire", "http"]),
+    ("node", &["client", "clock", "store", "pipeline", "door", "wire", "http"]),
     // What people start.
-    ("demo", &["store", "pipeline", "verify", "door", "wire", "http", "client", "node"]),
-    ("cli", &["store", "pipeline", "verify", "door", "wire", "http", "client", "resource", "node", "demo"]),
+    ("demo", &["client", "clock", "node", "pipeline", "reconcile", "resource", "store", "verify", "view"]),
+    ("cli", &["client", "clock", "demo", "node", "reconcile", "resource", "store", "view"]),
     ("main", &["cli"]),
 ];
 

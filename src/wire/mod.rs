@@ -4,13 +4,14 @@ mod answer;
 mod drain;
 mod envelope;
 mod peers;
-pub mod refusal;
+pub(crate) mod refusal;
 mod report;
 
 use axum::Router;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
+pub(crate) use self::answer::encode_drain;
 pub use self::peers::Peers;
 use self::{drain::DrainDoor, peers::CaptureDoor};
 use crate::door::Door;

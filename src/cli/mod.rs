@@ -1,0 +1,181 @@
+//! The command line: each command ends with an exit code that programs can rely on, and one sentence when it fails.
+
+mod changefeed;
+mod drain;
+mod exit;
+mod progress;
+mod server;
+mod show;
+mod table;
+mod value;
+
+use std::{io::Write as _, process::ExitCode};
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+
+use self::exit::{Exit, Failure};
+use crate::{client::Client, telemetry};
+
+/// Takes captures out of a change-data-capture cluster without hurting anyone.
+#[derive(Debug, Parser)]
+#[command(name = "capturedrain", version, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Common options")]
+pub(super) struct Common {
+    /// Captures to ask, any of the cluster
+    #[arg(
+        long,
+        global = true,
+        env = "CAPTUREDRAIN_SERVER",
+        value_name = "URL[,URL…]",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:8300"
+    )]
+    server: Vec<String>,
+    /// How results are printed
+    #[arg(long, short, global = true, env = "CAPTUREDRAIN_OUTPUT", value_enum, default_value_t = Format::Table)]
+    output: Format,
+    /// What is logged to standard error, such as `info` or `capturedrain=debug`
+    #[arg(long, global = true, env = "CAPTUREDRAIN_LOG", value_name = "FILTER")]
+    log: Option<String>,
+    /// How log lines look
+    #[arg(long, global = true, env = "CAPTUREDRAIN_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Server(Box<server::ServerArgs>),
+    Drain(drain::DrainArgs),
+    Cancel(drain::CancelArgs),
+    Release(drain::ReleaseArgs),
+    Status(show::StatusArgs),
+    /// List the captures: who is there, who coordinates, what each has
+    Captures,
+    /// List the drains that have ended, oldest first
+    History,
+    /// Say what is replicated
+    #[command(subcommand)]
+    Changefeed(changefeed::ChangefeedCommand),
+}
+
+impl Common {
+    fn client(&self) -> Result<Client, Failure> {
+        Ok(Client::new(&self.server)?)
+    }
+
+    /// Prints a result: as JSON, or as `people` have it.
+    fn print<T: Serialize>(&self, value: &T, people: impl FnOnce(&T) -> String) -> Result<(), Failure> {
+        let text = match self.output {
+            Format::Table => people(value),
+            Format::Json => {
+                let json = serde_json::to_string_pretty(value);
+                json.map_err(|error| Failure::new(Exit::Internal, error))? + "\n"
+            }
+        };
+        print(&text)
+    }
+}
+
+/// Writes to standard output. A reader that has gone, such as `head`, is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::environment(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes a sentence to standard error.
+fn say(sentence: &str) {
+    let _ = writeln!(std::io::stderr(), "{sentence}");
+}
+
+/// Runs the command that the arguments name.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way, too; nobody is left to tell when the terminal is gone.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match run(cli) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            say(&format!("capturedrain: {}", failure.sentence));
+            failure.exit.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<Exit, Failure> {
+    let serves = matches!(cli.command, Command::Server(_));
+    let filter = cli
+        .common
+        .log
+        .clone()
+        .unwrap_or_else(|| if serves { telemetry::DEFAULT_FILTER.to_owned() } else { "warn".to_owned() });
+    let format = match cli.common.log_format {
+        LogFormat::Text => telemetry::LogFormat::Text,
+        LogFormat::Json => telemetry::LogFormat::Json,
+    };
+    telemetry::init(&filter, format).map_err(|error| Failure::usage(format!("--log \"{filter}\": {error}")))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::environment(format!("cannot start threads: {error}")))?;
+    let outcome = runtime.block_on(dispatch(cli.command, &cli.common));
+    // Files that are being written are finished by the commands themselves; nothing else is worth waiting for.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn dispatch(command: Command, common: &Common) -> Result<Exit, Failure> {
+    match command {
+        Command::Server(args) => server::run(*args).await,
+        Command::Drain(args) => drain::drain(args, common).await,
+        Command::Cancel(args) => drain::cancel(args, common).await,
+        Command::Release(args) => drain::release(args, common).await,
+        Command::Status(args) => show::status(args, common).await,
+        Command::Captures => show::captures(common).await,
+        Command::History => show::history(common).await,
+        Command::Changefeed(command) => changefeed::run(command, common).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_make_sense_to_the_parser() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,284 @@
+//! Speaks to a cluster: drains by gRPC, changefeeds by HTTP. Any capture's address will do; the coordinator is found.
+
+mod convert;
+mod http;
+mod watch;
+
+use std::{future::Future, time::Duration};
+
+use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, NodeEpoch, Refusal, WorkCount};
+use tokio::time::{self, Instant};
+use tonic::{
+    Code, Response, Status,
+    transport::{Channel, Endpoint},
+};
+
+use crate::{
+    view::{CaptureView, DrainEndView},
+    wire::{encode_drain, pb, refusal},
+};
+
+pub use self::convert::ClusterView;
+
+/// How long a call is tried again before the cluster counts as unreachable.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one attempt may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long after an attempt that failed the next one follows.
+const RETRY: Duration = Duration::from_millis(200);
+
+type Drains = pb::drain_service_client::DrainServiceClient<Channel>;
+
+/// A call that did not work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ClientError {
+    /// The address of a server makes no sense.
+    #[error("\"{0}\" is not a server: use http://HOST:PORT")]
+    Usage(String),
+    /// No server answers, or none has a coordinator to ask.
+    #[error("no answer from {servers}: {reason}; is a capture running there? (--server says where to ask)")]
+    Unreachable {
+        /// Who was asked.
+        servers: String,
+        /// What the last one said.
+        reason: String,
+    },
+    /// The cluster refuses.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// What is asked for makes no sense, or cannot be done where the server runs.
+    #[error("{message}")]
+    Invalid {
+        /// A stable word; empty when the request itself makes no sense.
+        reason: String,
+        /// One sentence.
+        message: String,
+    },
+    /// The answer makes no sense.
+    #[error("the answer of the server cannot be understood: {0}")]
+    Protocol(String),
+}
+
+/// A way to a cluster.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// `host:port` each.
+    servers: Vec<String>,
+    http: reqwest::Client,
+}
+
+/// What came of one attempt.
+enum Attempt {
+    /// Ask this one.
+    Follow(String),
+    /// Ask another, later.
+    Later(String),
+    /// There is no point in asking again.
+    Never(ClientError),
+}
+
+impl Client {
+    /// A client of the cluster that these captures are of, `http://HOST:PORT` or `HOST:PORT` each. Connects when it has to.
+    ///
+    /// # Errors
+    /// When an address makes no sense.
+    pub fn new(servers: &[String]) -> Result<Self, ClientError> {
+        let servers: Vec<_> = servers.iter().map(|server| address(server)).collect::<Result<_, _>>()?;
+        if servers.is_empty() {
+            return Err(ClientError::Usage(String::new()));
+        }
+        Ok(Self { servers, http: reqwest::Client::new() })
+    }
+
+    fn unreachable(&self, reason: String) -> ClientError {
+        ClientError::Unreachable { servers: self.servers.join(", "), reason }
+    }
+
+    async fn connect(&self, addr: &str) -> Result<Drains, String> {
+        let endpoint = Endpoint::from_shared(format!("http://{addr}")).map_err(|error| error.to_string())?;
+        let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).http2_keep_alive_interval(CONNECT_TIMEOUT);
+        let channel = endpoint.connect().await.map_err(|error| sources(&error))?;
+        Ok(Drains::new(channel).max_decoding_message_size(64 << 20))
+    }
+
+    /// Makes a call of the coordinator, wherever it is.
+    async fn call<T, F>(&self, make: impl Fn(Drains) -> F) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let until = Instant::now() + PATIENCE;
+        let mut follow = None;
+        let mut reason = String::new();
+        for server in self.servers.iter().cycle() {
+            let addr: String = follow.take().unwrap_or_else(|| server.clone());
+            let attempt = match self.connect(&addr).await {
+                Err(why) => Attempt::Later(format!("{addr}: {why}")),
+                Ok(drains) => match time::timeout(CALL_TIMEOUT, make(drains)).await {
+                    Ok(Ok(answer)) => return Ok(answer.into_inner()),
+                    Ok(Err(status)) => judge(&status),
+                    Err(_) => Attempt::Later(format!("{addr} took too long")),
+                },
+            };
+            match attempt {
+                Attempt::Follow(addr) => follow = Some(addr),
+                Attempt::Later(why) => reason = why,
+                Attempt::Never(error) => return Err(error),
+            }
+            if Instant::now() + RETRY >= until {
+                break;
+            }
+            if follow.is_none() {
+                time::sleep(RETRY).await;
+            }
+        }
+        Err(self.unreachable(reason))
+    }
+
+    /// Has a capture emptied.
+    ///
+    /// # Errors
+    /// Refusals of the cluster, and when nobody answers.
+    pub async fn drain(&self, request: DrainRequest) -> Result<Answer, ClientError> {
+        let sent = encode_drain(&request);
+        let answer = self
+            .call(|mut drains| {
+                let sent = sent.clone();
+                async move { drains.drain_capture(sent).await }
+            })
+            .await?;
+        let current = answer.current.unwrap_or_default();
+        let current = WorkCount { maintainers: current.maintainers, dispatchers: current.dispatchers };
+        let epoch = DrainEpoch(answer.drain_epoch);
+        if request.dry_run && !answer.drained {
+            let named = answer.destinations.iter().map(CaptureId::new).collect::<Result<_, _>>();
+            let destinations = named.map_err(|error| ClientError::Protocol(error.to_string()))?;
+            return Ok(Answer::DryRun { current, destinations });
+        }
+        Ok(if answer.drained { Answer::Drained { epoch } } else { Answer::Draining { epoch, current } })
+    }
+
+    /// Calls a drain off.
+    ///
+    /// # Errors
+    /// Refusals of the cluster, and when nobody answers.
+    pub async fn cancel(
+        &self,
+        capture: &CaptureId,
+        epoch: Option<DrainEpoch>,
+        requester: &str,
+    ) -> Result<(), ClientError> {
+        let call = pb::CancelDrainRequest {
+            capture_id: capture.to_string(),
+            drain_epoch: epoch.map(|epoch| epoch.0),
+            requester: requester.to_owned(),
+        };
+        let made = |mut drains: Drains| {
+            let call = call.clone();
+            async move { drains.cancel_drain(call).await }
+        };
+        self.call(made).await.map(drop)
+    }
+
+    /// Has a `Stopping` capture register anew.
+    ///
+    /// # Errors
+    /// Refusals of the cluster, and when nobody answers.
+    pub async fn release(&self, capture: &CaptureId, node_epoch: Option<NodeEpoch>) -> Result<(), ClientError> {
+        let call = pb::ReleaseCaptureRequest {
+            capture_id: capture.to_string(),
+            node_epoch: node_epoch.map(|epoch| epoch.to_string()),
+        };
+        let made = |mut drains: Drains| {
+            let call = call.clone();
+            async move { drains.release_capture(call).await }
+        };
+        self.call(made).await.map(drop)
+    }
+
+    /// What is going on.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub async fn status(&self) -> Result<ClusterView, ClientError> {
+        let made = |mut drains: Drains| async move { drains.get_drain_status(pb::GetDrainStatusRequest {}).await };
+        let answer = self.call(made).await?;
+        ClusterView::read(answer.view.unwrap_or_default()).map_err(ClientError::Protocol)
+    }
+
+    /// How earlier drains ended, oldest first.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub async fn drains(&self) -> Result<Vec<DrainEndView>, ClientError> {
+        let made = |mut drains: Drains| async move { drains.list_drains(pb::ListDrainsRequest {}).await };
+        Ok(self.call(made).await?.drains.into_iter().map(convert::end).collect())
+    }
+
+    /// Who is there.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub async fn captures(&self) -> Result<Vec<CaptureView>, ClientError> {
+        let made = |mut drains: Drains| async move { drains.list_captures(pb::ListCapturesRequest {}).await };
+        Ok(self.call(made).await?.captures.into_iter().map(convert::capture).collect())
+    }
+}
+
+/// What to make of an error.
+fn judge(status: &Status) -> Attempt {
+    match refusal::from_status(status) {
+        Some(Refusal::NotCoordinator { coordinator: Some(addr) }) => Attempt::Follow(addr.to_string()),
+        Some(refusal @ (Refusal::NotCoordinator { .. } | Refusal::NotReady(_))) => Attempt::Later(refusal.to_string()),
+        Some(refusal) => Attempt::Never(refusal.into()),
+        None => match status.code() {
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
+                Attempt::Later(status.message().to_owned())
+            }
+            Code::InvalidArgument => {
+                let message = status.message().to_owned();
+                Attempt::Never(ClientError::Invalid { reason: String::new(), message })
+            }
+            _ => Attempt::Never(ClientError::Protocol(status.message().to_owned())),
+        },
+    }
+}
+
+/// An error with its causes, which libraries tend to hide.
+fn sources(error: &dyn std::error::Error) -> String {
+    let mut last = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        last = cause.to_string();
+        source = cause.source();
+    }
+    last
+}
+
+/// `host:port` of a server's URL.
+fn address(server: &str) -> Result<String, ClientError> {
+    let usage = || ClientError::Usage(server.to_owned());
+    let full = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
+    let url = url::Url::parse(&full).map_err(|_| usage())?;
+    match (url.scheme(), url.host_str(), url.port_or_known_default(), url.path()) {
+        ("http", Some(host), Some(port), "" | "/") => Ok(format!("{host}:{port}")),
+        _ => Err(usage()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_a_host_and_a_port() {
+        for good in ["http://h:1", "h:1", "http://h:1/"] {
+            assert_eq!(address(good), Ok("h:1".to_owned()), "{good}");
+        }
+        assert_eq!(address("[::1]:8300"), Ok("[::1]:8300".to_owned()));
+        for bad in ["", "etcd://h:1", "http://h:1/path", "http://"] {
+            assert!(address(bad).is_err(), "{bad}");
+        }
+    }
+}

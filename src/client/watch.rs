@@ -1,0 +1,83 @@
+//! Follows a drain for ever, over any number of coordinators.
+
+use futures::{Stream, stream};
+use tokio::time;
+use tonic::Streaming;
+
+use super::{Attempt, Client, ClientError, ClusterView, Drains, RETRY, judge};
+use crate::wire::pb;
+
+/// Where the following stands.
+struct Following {
+    client: Client,
+    /// Which server is asked next.
+    next: usize,
+    follow: Option<String>,
+    stream: Option<Streaming<pb::WatchDrainResponse>>,
+    /// Whether the loss of the coordinator was told since the last view.
+    told: bool,
+}
+
+impl Client {
+    /// The state of the drain now and on each change. A lost coordinator is an `Err` in it, told once, and not the end.
+    pub fn watch(&self) -> impl Stream<Item = Result<ClusterView, ClientError>> + Send + use<> {
+        let start = Following { client: self.clone(), next: 0, follow: None, stream: None, told: false };
+        stream::unfold(start, |mut following| async move {
+            let item = following.item().await;
+            Some((item, following))
+        })
+    }
+}
+
+impl Following {
+    async fn item(&mut self) -> Result<ClusterView, ClientError> {
+        loop {
+            let attempt = match self.advance().await {
+                Ok(view) => {
+                    self.told = false;
+                    return ClusterView::read(view).map_err(ClientError::Protocol);
+                }
+                Err(attempt) => attempt,
+            };
+            self.stream = None;
+            match attempt {
+                Attempt::Follow(addr) => {
+                    // Captures may disagree for a moment on who coordinates.
+                    self.follow = Some(addr);
+                    time::sleep(RETRY / 4).await;
+                }
+                Attempt::Later(reason) => {
+                    time::sleep(RETRY).await;
+                    if !self.told {
+                        self.told = true;
+                        return Err(self.client.unreachable(reason));
+                    }
+                }
+                Attempt::Never(error) => {
+                    time::sleep(RETRY).await;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    async fn advance(&mut self) -> Result<pb::DrainView, Attempt> {
+        if self.stream.is_none() {
+            let servers = &self.client.servers;
+            let addr = self.follow.take().unwrap_or_else(|| {
+                self.next += 1;
+                servers[(self.next - 1) % servers.len()].clone()
+            });
+            let connected = self.client.connect(&addr).await;
+            let mut drains: Drains = connected.map_err(|why| Attempt::Later(format!("{addr}: {why}")))?;
+            let opened = drains.watch_drain(pb::WatchDrainRequest {}).await;
+            self.stream = Some(opened.map_err(|status| judge(&status))?.into_inner());
+        }
+        let Some(stream) = &mut self.stream else { return Err(Attempt::Later(String::new())) };
+        match stream.message().await {
+            Ok(Some(message)) => Ok(message.view.unwrap_or_default()),
+            Ok(None) => Err(Attempt::Later("the coordinator has ended".to_owned())),
+            Err(status) => Err(judge(&status)),
+        }
+    }
+}

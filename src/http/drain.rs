@@ -1,0 +1,97 @@
+//! `/api/v2/captures/{id}/drain`
+
+use axum::{
+    Json,
+    extract::{Path, Query, State},
+    http::StatusCode,
+};
+use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, Request};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Hall, error::HttpError};
+use crate::{
+    clock::wall,
+    view::{DrainAccepted, DrainView},
+};
+
+/// Who asks, when the caller does not say.
+const REQUESTER: &str = "http";
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct StartQuery {
+    dry_run: bool,
+    drain_epoch: Option<u64>,
+    pod_uid: Option<String>,
+    deadline_ms: Option<u64>,
+    requester: Option<String>,
+    reason: Option<String>,
+}
+
+pub(super) async fn start(
+    State(hall): State<Hall>,
+    Path(id): Path<String>,
+    Query(query): Query<StartQuery>,
+) -> Result<(StatusCode, Json<DrainAccepted>), HttpError> {
+    let requester = query.requester.unwrap_or_else(|| REQUESTER.to_owned());
+    let mut request = DrainRequest::new(CaptureId::new(&id)?, requester);
+    request.dry_run = query.dry_run;
+    request.epoch = query.drain_epoch.map(DrainEpoch);
+    request.pod_uid = query.pod_uid.map(Into::into);
+    request.deadline_ms = query.deadline_ms;
+    request.reason = query.reason.unwrap_or_default();
+    let answer = hall.door.ask(Request::Drain(request)).await?;
+    let accepted = |maintainers, dispatchers, drain_epoch, destinations| DrainAccepted {
+        current_maintainer_count: maintainers,
+        current_dispatcher_count: dispatchers,
+        drain_epoch,
+        destinations,
+    };
+    Ok(match answer {
+        Answer::Draining { epoch, current } => {
+            let view = accepted(current.maintainers, current.dispatchers, Some(epoch.0), Vec::new());
+            (StatusCode::ACCEPTED, Json(view))
+        }
+        Answer::DryRun { current, destinations } => {
+            let destinations = destinations.iter().map(ToString::to_string).collect();
+            (StatusCode::OK, Json(accepted(current.maintainers, current.dispatchers, None, destinations)))
+        }
+        Answer::Drained { epoch } => (StatusCode::OK, Json(accepted(0, 0, Some(epoch.0), Vec::new()))),
+        Answer::Done => (StatusCode::OK, Json(accepted(0, 0, None, Vec::new()))),
+    })
+}
+
+pub(super) async fn show(State(hall): State<Hall>, Path(id): Path<String>) -> Result<Json<DrainView>, HttpError> {
+    let capture = CaptureId::new(&id)?;
+    let snapshot = hall.door.snapshots.borrow().clone();
+    let Some(status) = snapshot.captures.get(&capture) else {
+        return Err(capturedrain_core::model::Refusal::UnknownCapture(capture).into());
+    };
+    let view = DrainView::of(&snapshot, wall());
+    let liveness = Some(crate::view::liveness_name(status.liveness).to_owned());
+    if view.draining_capture_id.as_deref() == Some(capture.as_str()) {
+        return Ok(Json(view));
+    }
+    // Another's drain says nothing of this capture.
+    let epoch = snapshot.last_epoch.0;
+    Ok(Json(DrainView { drain_epoch: epoch, liveness, ..DrainView::default() }))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct CancelQuery {
+    drain_epoch: Option<u64>,
+    requester: Option<String>,
+}
+
+pub(super) async fn cancel(
+    State(hall): State<Hall>,
+    Path(id): Path<String>,
+    Query(query): Query<CancelQuery>,
+) -> Result<Json<Value>, HttpError> {
+    let requester = query.requester.unwrap_or_else(|| REQUESTER.to_owned());
+    let epoch = query.drain_epoch.map(DrainEpoch);
+    hall.door.ask(Request::Cancel { capture: CaptureId::new(&id)?, epoch, requester }).await?;
+    Ok(Json(json!({})))
+}

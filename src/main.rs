@@ -1,0 +1,7 @@
+//! `capturedrain`: see [`capturedrain::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    capturedrain::cli::main()
+}

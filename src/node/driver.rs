@@ -1,0 +1,354 @@
+//! Runs the core: receive → decide → carry out, in that order, and nothing else.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use capturedrain_core::{
+    log::{Level, Line},
+    model::{
+        Answer, ChangefeedEpoch, ChangefeedId, Instant, KeyName, Now, Position, Refusal, RequestId, Snapshot,
+        ValueError, decode,
+    },
+    process::{Effect, Event, Lane, Process},
+    store::{LeaseId, Txn, TxnOutcome},
+    work::WorkEvent,
+};
+use futures::StreamExt as _;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::AbortHandle,
+    time,
+};
+
+use crate::{
+    clock::wall,
+    door::Call,
+    pipeline::Pipeline,
+    store::{AnyStore, Store as _, StoreError},
+    wire::Peers,
+};
+
+/// How many events may wait for the core.
+pub(super) const EVENTS_MAX: usize = 4096;
+/// The shortest time between two snapshots, so that a burst of events does not cost one each.
+const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(20);
+/// How long after a failed listing the next one is tried.
+const RELOAD_BACKOFF: Duration = Duration::from_millis(500);
+/// How long an ending capture waits for its work to stop and its lease to be given back.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+type Answered = oneshot::Sender<Result<Answer, Refusal>>;
+
+/// What the process is told from inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// SIGTERM came: work on, never register again.
+    Terminate,
+    /// End: stop all work, and give the lease back.
+    Leave,
+}
+
+/// The effects' side of a capture.
+pub(super) struct Driver {
+    pub(super) process: Process,
+    pub(super) store: AnyStore,
+    pub(super) peers: Peers,
+    pub(super) pipeline: Pipeline,
+    pub(super) lease_ttl: Duration,
+    pub(super) calls: mpsc::Receiver<Call>,
+    pub(super) work: mpsc::Receiver<WorkEvent>,
+    pub(super) orders: mpsc::Receiver<Order>,
+    pub(super) snapshots: watch::Sender<Arc<Snapshot>>,
+    pub(super) tasks: Tasks,
+}
+
+/// Work on the store that goes on while the core decides.
+pub(super) struct Tasks {
+    events: mpsc::Sender<Event>,
+    inbox: mpsc::Receiver<Event>,
+    started: time::Instant,
+    asked: HashMap<RequestId, Answered>,
+    next_request: u64,
+    watcher: Option<AbortHandle>,
+    revoking: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Tasks {
+    pub(super) fn new() -> Self {
+        let (events, inbox) = mpsc::channel(EVENTS_MAX);
+        Self {
+            events,
+            inbox,
+            started: time::Instant::now(),
+            asked: HashMap::new(),
+            next_request: 0,
+            watcher: None,
+            revoking: None,
+        }
+    }
+
+    fn register(&mut self, answer: Answered) -> RequestId {
+        self.next_request += 1;
+        let id = RequestId(self.next_request);
+        self.asked.retain(|_, waiting| !waiting.is_closed());
+        self.asked.insert(id, answer);
+        id
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        if let Some(watcher) = &self.watcher {
+            watcher.abort();
+        }
+    }
+}
+
+fn monotonic(started: time::Instant) -> Instant {
+    Instant(started.elapsed())
+}
+
+impl Driver {
+    /// Runs until it is told to leave, or the core finds that it cannot go on.
+    pub(super) async fn run(mut self) -> Result<(), ValueError> {
+        self.step(Event::Wake)?;
+        let mut published = time::Instant::now();
+        let mut dirty = true;
+        loop {
+            if dirty && published.elapsed() >= SNAPSHOT_INTERVAL {
+                published = time::Instant::now();
+                dirty = false;
+                self.publish();
+            }
+            let wake = self.process.wake_at().map(|at| self.tasks.started + at.0);
+            let publish = dirty.then_some(published + SNAPSHOT_INTERVAL);
+            let due = wake.into_iter().chain(publish).min();
+            let event = tokio::select! {
+                Some(event) = self.tasks.inbox.recv() => event,
+                Some(event) = self.work.recv() => Event::Work(event),
+                Some(call) = self.calls.recv() => self.call(call),
+                order = self.orders.recv() => match order {
+                    Some(Order::Terminate) => Event::Terminate,
+                    Some(Order::Leave) | None => return self.leave().await,
+                },
+                () = time::sleep_until(due.unwrap_or_else(|| time::Instant::now() + Duration::from_secs(1))) => Event::Wake,
+            };
+            dirty = true;
+            self.step(event)?;
+        }
+    }
+
+    fn call(&mut self, call: Call) -> Event {
+        match call {
+            Call::Request { request, answer } => Event::Request { id: self.tasks.register(answer), request },
+            Call::Prove { answer } => Event::Prove(self.tasks.register(answer)),
+            Call::Message(envelope) => Event::Message(envelope),
+        }
+    }
+
+    fn step(&mut self, event: Event) -> Result<(), ValueError> {
+        let now = Now { monotonic: monotonic(self.tasks.started), wall: wall() };
+        for effect in self.process.handle(event, now) {
+            self.carry_out(effect)?;
+        }
+        Ok(())
+    }
+
+    fn publish(&self) {
+        let snapshot = self.process.snapshot();
+        self.snapshots.send_if_modified(|known| {
+            let changed = **known != snapshot;
+            if changed {
+                *known = Arc::new(snapshot);
+            }
+            changed
+        });
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> Result<(), ValueError> {
+        match effect {
+            Effect::GrantLease => self.grant(),
+            Effect::KeepLease(lease) => self.keep(lease),
+            Effect::RevokeLease(lease) => self.revoke(lease),
+            Effect::Load => self.load(),
+            Effect::Write { lane, txn } => self.write(lane, txn),
+            Effect::ReadPosition { changefeed, epoch } => self.read_position(changefeed, epoch),
+            Effect::Send { to, envelope } => self.peers.send(&to, &envelope),
+            Effect::Work(order) => self.pipeline.order(order),
+            Effect::Answer { id, answer } => {
+                if let Some(waiting) = self.tasks.asked.remove(&id) {
+                    // The caller may have gone meanwhile; then nobody misses the answer.
+                    let _ = waiting.send(answer);
+                }
+            }
+            Effect::Log(line) => log(&line),
+            Effect::Halt(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Does a store call beside the core, and brings its outcome back as an event.
+    fn spawn(&self, work: impl Future<Output = Option<Event>> + Send + 'static) {
+        let events = self.tasks.events.clone();
+        tokio::spawn(async move {
+            if let Some(event) = work.await {
+                // The core is gone when nobody receives: nothing is left to tell.
+                let _ = events.send(event).await;
+            }
+        });
+    }
+
+    fn grant(&self) {
+        let (store, ttl, sent_at) = (self.store.clone(), self.lease_ttl, monotonic(self.tasks.started));
+        self.spawn(async move {
+            match (store.grant(ttl).await, getrandom::u64()) {
+                (Ok(lease), Ok(nonce)) => Some(Event::LeaseGranted { lease, sent_at, nonce }),
+                (Err(error), _) => {
+                    tracing::warn!(%error, "no lease from the store");
+                    Some(Event::LeaseNotGranted)
+                }
+                (_, Err(error)) => {
+                    tracing::warn!(%error, "no randomness from the system");
+                    Some(Event::LeaseNotGranted)
+                }
+            }
+        });
+    }
+
+    fn keep(&self, lease: LeaseId) {
+        let (store, sent_at) = (self.store.clone(), monotonic(self.tasks.started));
+        self.spawn(async move {
+            match store.keep(lease).await {
+                Ok(true) => Some(Event::LeaseKept { lease, sent_at }),
+                Ok(false) => Some(Event::LeaseLost(lease)),
+                Err(error) => {
+                    tracing::warn!(%error, "lease was not kept alive");
+                    None
+                }
+            }
+        });
+    }
+
+    fn revoke(&mut self, lease: LeaseId) {
+        let store = self.store.clone();
+        self.tasks.revoking = Some(tokio::spawn(async move {
+            if let Err(error) = store.revoke(lease).await {
+                tracing::warn!(%error, "lease was not given back, it will run out");
+            }
+        }));
+    }
+
+    fn write(&self, lane: Lane, txn: Txn) {
+        let store = self.store.clone();
+        self.spawn(async move {
+            let outcome = match store.txn(txn).await {
+                Ok(outcome) => outcome,
+                Err(error) => {
+                    tracing::warn!(%error, "the store refused a transaction");
+                    TxnOutcome::Refused(0)
+                }
+            };
+            Some(Event::Written { lane, outcome })
+        });
+    }
+
+    fn read_position(&self, changefeed: ChangefeedId, epoch: ChangefeedEpoch) {
+        let store = self.store.clone();
+        self.spawn(async move {
+            let key = KeyName::Position(changefeed.clone()).key();
+            let position = loop {
+                match read_position(&store, &key).await {
+                    Ok(position) => break position,
+                    Err(error) => {
+                        tracing::warn!(%error, %changefeed, "position cannot be read");
+                        time::sleep(RELOAD_BACKOFF).await;
+                    }
+                }
+            };
+            Some(Event::PositionRead { changefeed, epoch, position })
+        });
+    }
+
+    /// Lists all watched keys and follows them from there; a watch that breaks starts over with a listing.
+    fn load(&mut self) {
+        if let Some(watcher) = self.tasks.watcher.take() {
+            watcher.abort();
+        }
+        let (store, events) = (self.store.clone(), self.tasks.events.clone());
+        let watcher = tokio::spawn(async move {
+            loop {
+                match follow(&store, &events).await {
+                    Ok(()) => return,
+                    Err(error) => tracing::warn!(%error, "the store's changes cannot be followed, listing anew"),
+                }
+                time::sleep(RELOAD_BACKOFF).await;
+            }
+        });
+        self.tasks.watcher = Some(watcher.abort_handle());
+    }
+
+    /// Ends: all work stops, and the lease is given back, so that others need not wait for it to run out.
+    async fn leave(mut self) -> Result<(), ValueError> {
+        self.step(Event::Leave)?;
+        let revoking = self.tasks.revoking.take();
+        let ended = async {
+            while let Some(event) = self.work.recv().await {
+                if event == WorkEvent::AllStopped {
+                    break;
+                }
+            }
+            if let Some(revoking) = revoking {
+                let _ = revoking.await;
+            }
+        };
+        if time::timeout(LEAVE_TIMEOUT, ended).await.is_err() {
+            tracing::warn!("work did not stop in time, the lease will run out");
+        }
+        Ok(())
+    }
+}
+
+/// Why a position or the store's changes cannot be read.
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Watch(#[from] crate::store::WatchError),
+    #[error(transparent)]
+    Value(#[from] ValueError),
+    #[error("the watch ended")]
+    Ended,
+}
+
+async fn read_position(store: &AnyStore, key: &str) -> Result<Option<(Position, u64)>, ReadError> {
+    let Some(entry) = store.get(key).await? else { return Ok(None) };
+    Ok(Some((decode(key, &entry.value)?, entry.mod_revision)))
+}
+
+async fn follow(store: &AnyStore, events: &mpsc::Sender<Event>) -> Result<(), ReadError> {
+    let listing = store.list("", KeyName::WATCH_END).await?;
+    let revision = listing.revision;
+    if events.send(Event::Loaded(listing)).await.is_err() {
+        return Ok(());
+    }
+    let mut watch = std::pin::pin!(store.watch("", KeyName::WATCH_END, revision));
+    while let Some(changes) = watch.next().await {
+        if events.send(Event::Changed(changes?)).await.is_err() {
+            return Ok(());
+        }
+    }
+    Err(ReadError::Ended)
+}
+
+fn log(line: &Line) {
+    let target = line.target.as_ref().map(tracing::field::display);
+    let epoch = line.epoch.map(|epoch| epoch.0);
+    let capture = line.capture.as_ref().map(tracing::field::display);
+    let changefeed = line.changefeed.as_ref().map(tracing::field::display);
+    let of = |field| line.detail.as_ref().filter(|(name, _)| *name == field).map(|(_, value)| value.as_str());
+    let (phase, requester, error) = (of("phase"), of("requester"), of("error"));
+    match line.level {
+        Level::Info => tracing::info!(target, epoch, capture, changefeed, phase, requester, error, "{}", line.message),
+        Level::Warn => tracing::warn!(target, epoch, capture, changefeed, phase, requester, error, "{}", line.message),
+    }
+}

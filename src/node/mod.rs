@@ -1,0 +1,159 @@
+//! A capture as a process: runs the core over store, doors and data path.
+
+mod driver;
+mod serve;
+mod shutdown;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use capturedrain_core::{
+    model::{ChangefeedConfig, CommitTs, NameError, Options, Registration, Snapshot, ValueError},
+    process::Process,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+
+pub use serve::identity;
+pub use serve::{ServeConfig, serve};
+
+use self::driver::{Driver, Order, Tasks};
+use crate::{door::Door, http::ProbeError, pipeline::Pipeline, store::AnyStore, wire::Peers};
+
+/// How many calls may wait for the core.
+const CALLS_MAX: usize = 1024;
+
+/// A capture that cannot be started, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// Its address is not to be had.
+    #[error("cannot listen on {addr}: {source}; choose another --addr, or end what uses it")]
+    Listen {
+        /// `host:port`
+        addr: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A name that was made of the options cannot be used.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The store has something that this build cannot read.
+    #[error(transparent)]
+    Value(#[from] ValueError),
+    /// The doors ended.
+    #[error("the server on {addr} failed: {source}")]
+    Serve {
+        /// `host:port`
+        addr: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A part of it panicked.
+    #[error("a task of the capture ended unexpectedly: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// What one capture needs to start.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// How it registers; the node epoch does not matter.
+    pub identity: Registration,
+    /// How the cluster behaves.
+    pub options: Options,
+    /// Where its state is persisted.
+    pub store: AnyStore,
+}
+
+/// A running capture.
+#[derive(Debug)]
+pub struct Node {
+    door: Door,
+    addr: SocketAddr,
+    orders: mpsc::Sender<Order>,
+    driver: JoinHandle<Result<(), ValueError>>,
+    server: JoinHandle<Result<(), std::io::Error>>,
+}
+
+/// Takes an address to listen on.
+///
+/// # Errors
+/// When it is taken or not of this machine.
+pub async fn listen(addr: &str) -> Result<TcpListener, NodeError> {
+    TcpListener::bind(addr).await.map_err(|source| NodeError::Listen { addr: addr.to_owned(), source })
+}
+
+/// Looks whether a changefeed could be run from here, and from where it starts.
+async fn probe(config: ChangefeedConfig, start_ts: Option<CommitTs>) -> Result<(CommitTs, Vec<String>), ProbeError> {
+    let found = crate::pipeline::probe(&config, start_ts).await;
+    let found = found.map_err(|error| (error.category(), error.to_string()))?;
+    Ok((found.start_ts, found.warnings))
+}
+
+impl Node {
+    /// Starts a capture behind a listener.
+    ///
+    /// # Errors
+    /// When the listener has no address.
+    pub fn start(config: NodeConfig, listener: TcpListener) -> Result<Self, NodeError> {
+        let addr = listener.local_addr().map_err(|source| NodeError::Listen { addr: String::new(), source })?;
+        let (calls, call_inbox) = mpsc::channel(CALLS_MAX);
+        let (work_events, work) = mpsc::channel(driver::EVENTS_MAX);
+        let (orders, order_inbox) = mpsc::channel(4);
+        let (snapshots, latest) = watch::channel(Arc::new(Snapshot::default()));
+        let door = Door { capture: config.identity.id.clone(), calls, snapshots: latest };
+        let driver = Driver {
+            lease_ttl: config.options.lease,
+            process: Process::new(config.identity, config.options),
+            store: config.store,
+            peers: Peers::new(),
+            pipeline: Pipeline::new(work_events),
+            calls: call_inbox,
+            work,
+            orders: order_inbox,
+            snapshots,
+            tasks: Tasks::new(),
+        };
+        let probe: crate::http::Probe = Arc::new(|config, start_ts| Box::pin(probe(config, start_ts)));
+        let doors = crate::wire::router(door.clone()).merge(crate::http::router(door.clone(), probe));
+        let server = tokio::spawn(async move { axum::serve(listener, doors).await });
+        Ok(Self { door, addr, orders, driver: tokio::spawn(driver.run()), server })
+    }
+
+    /// The way to ask it.
+    pub fn door(&self) -> &Door {
+        &self.door
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// Why it ended.
+    pub async fn ended(&mut self) -> Result<(), NodeError> {
+        tokio::select! {
+            outcome = &mut self.driver => Ok(outcome??),
+            outcome = &mut self.server => outcome?.map_err(|source| NodeError::Serve { addr: self.addr, source }),
+        }
+    }
+
+    /// Drains it, as long as that may take, and ends it: what SIGTERM does.
+    pub async fn shut_down(self, timeout: Duration) {
+        let _ = self.orders.send(Order::Terminate).await;
+        shutdown::drain_self(&self.door, self.addr, timeout).await;
+        let _ = self.orders.send(Order::Leave).await;
+        let _ = self.driver.await;
+        self.server.abort();
+    }
+
+    /// Ends it at once, nothing flushed and no lease given back: what a kill does.
+    pub fn kill(self) {
+        self.driver.abort();
+        self.server.abort();
+    }
+}

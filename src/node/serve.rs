@@ -1,0 +1,121 @@
+//! `capturedrain server`: captures from their options to their end by a signal.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use capturedrain_core::model::{CaptureId, NodeEpoch, Options, PROTOCOL, Registration, VALUE_VERSION};
+use futures::future::join_all;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Node, NodeConfig, NodeError, listen};
+use crate::store::AnyStore;
+
+/// What a server is told.
+#[derive(Debug, Clone)]
+pub struct ServeConfig {
+    /// The first capture's name; `None`: `capture` and the port or number.
+    pub id: Option<CaptureId>,
+    /// `host:port` to listen on; the port counts up with the captures.
+    pub addr: SocketAddr,
+    /// `host:port` at which others reach the first capture; `None`: the address that it listens on.
+    pub advertise_addr: Option<String>,
+    /// How many captures this process runs.
+    pub captures: u16,
+    /// Its Kubernetes pod.
+    pub pod_name: Option<String>,
+    /// That pod's UID.
+    pub pod_uid: Option<String>,
+    /// Free labels.
+    pub labels: BTreeMap<String, String>,
+    /// How the cluster behaves.
+    pub options: Options,
+    /// How long SIGTERM waits for the drain.
+    pub shutdown_timeout: Duration,
+}
+
+/// How a capture presents itself.
+pub fn identity(id: CaptureId, advertise_addr: &str) -> Registration {
+    Registration {
+        version: VALUE_VERSION,
+        id,
+        node_epoch: NodeEpoch::default(),
+        advertise_addr: Arc::from(advertise_addr),
+        pod_name: None,
+        pod_uid: None,
+        protocol: PROTOCOL,
+        binary_version: Arc::from(env!("CARGO_PKG_VERSION")),
+        labels: BTreeMap::new(),
+        unknown: BTreeMap::new(),
+    }
+}
+
+impl ServeConfig {
+    /// The captures' registrations and the addresses that they listen on.
+    fn identities(&self) -> Result<Vec<(Registration, SocketAddr)>, NodeError> {
+        let mut captures = Vec::new();
+        for n in 0..self.captures.max(1) {
+            let mut addr = self.addr;
+            let port = addr.port().checked_add(n).ok_or_else(|| NodeError::Listen {
+                addr: self.addr.to_string(),
+                source: std::io::Error::other(format!("there is no port for capture {n}")),
+            })?;
+            addr.set_port(if self.addr.port() == 0 { 0 } else { port });
+            let name = match (&self.id, self.captures) {
+                (Some(id), 0..=1) => id.to_string(),
+                (Some(id), _) => format!("{id}-{n}"),
+                (None, 0..=1) => format!("capture-{}", addr.port()),
+                (None, _) => format!("capture-{n}"),
+            };
+            let id = CaptureId::new(&name)?;
+            let advertised = self.advertise_addr.clone().filter(|_| self.captures <= 1).unwrap_or(addr.to_string());
+            let mut registration = identity(id, &advertised);
+            registration.pod_name = self.pod_name.as_deref().map(Arc::from);
+            registration.pod_uid = self.pod_uid.as_deref().map(Arc::from);
+            registration.labels.clone_from(&self.labels);
+            captures.push((registration, addr));
+        }
+        Ok(captures)
+    }
+}
+
+/// Runs captures until SIGTERM or SIGINT; then has them drained, and ends.
+///
+/// A second signal ends at once. With all captures of a cluster in one process there is nobody who could take the work,
+/// so they end without a drain.
+///
+/// # Errors
+/// When one cannot be started, or cannot go on.
+pub async fn serve(config: ServeConfig, store: AnyStore) -> Result<(), NodeError> {
+    let mut nodes = Vec::new();
+    for (mut identity, addr) in config.identities()? {
+        let listener = listen(&addr.to_string()).await?;
+        if addr.port() == 0
+            && config.advertise_addr.is_none()
+            && let Ok(bound) = listener.local_addr()
+        {
+            identity.advertise_addr = Arc::from(bound.to_string());
+        }
+        tracing::info!(capture = %identity.id, addr = %identity.advertise_addr, "capture starts");
+        let options = config.options.clone();
+        nodes.push(Node::start(NodeConfig { identity, options, store: store.clone() }, listener)?);
+    }
+    let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
+    let (mut terminate, mut interrupt) = signals.map_err(|source| NodeError::Serve { addr: config.addr, source })?;
+    let failed = {
+        let ends = nodes.iter_mut().map(|node| Box::pin(node.ended()));
+        tokio::select! {
+            (ended, ..) = futures::future::select_all(ends) => Some(ended),
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+        }
+    };
+    if let Some(ended) = failed {
+        return ended;
+    }
+    let timeout = if nodes.len() > 1 { Duration::ZERO } else { config.shutdown_timeout };
+    tokio::select! {
+        _ = join_all(nodes.into_iter().map(|node| node.shut_down(timeout))) => {}
+        _ = terminate.recv() => tracing::warn!("second signal, ending at once"),
+        _ = interrupt.recv() => tracing::warn!("second signal, ending at once"),
+    }
+    Ok(())
+}

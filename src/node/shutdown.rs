@@ -1,0 +1,62 @@
+//! What a capture does when it is told to end: it has itself drained first.
+
+use std::{net::SocketAddr, time::Duration};
+
+use capturedrain_core::model::{Answer, DrainRequest, Liveness, Refusal};
+use tokio::{sync::oneshot, time};
+
+use crate::{
+    client::{Client, ClientError},
+    door::{Call, Door},
+};
+
+/// How long after an attempt that came to nothing the next one follows.
+const RETRY: Duration = Duration::from_millis(300);
+
+/// Has the capture drained, and returns when it is proven empty, when nothing is left to protect, or when time is up.
+pub(super) async fn drain_self(door: &Door, addr: SocketAddr, timeout: Duration) {
+    if timeout.is_zero() {
+        tracing::info!(capture = %door.capture, "ending without a drain");
+        return;
+    }
+    tracing::info!(capture = %door.capture, timeout_ms = timeout.as_millis(), "ending: draining this capture first");
+    if time::timeout(timeout, until_drained(door, addr)).await.is_ok() {
+        tracing::info!(capture = %door.capture, "nothing is left on this capture");
+    } else {
+        tracing::warn!(capture = %door.capture, "time is up, ending with work left");
+    }
+}
+
+async fn until_drained(door: &Door, addr: SocketAddr) {
+    let mut snapshots = door.snapshots.clone();
+    loop {
+        let snapshot = snapshots.borrow_and_update().clone();
+        let Some(me) = snapshot.me.clone() else { return };
+        if snapshot.liveness == Some(Liveness::Stopping) && prove(door).await {
+            return;
+        }
+        if snapshot.liveness == Some(Liveness::Alive) {
+            let mut request = DrainRequest::new(door.capture.clone(), format!("shutdown of {}", door.capture));
+            request.node_epoch = Some(me.node_epoch);
+            match ask(addr, request).await {
+                Ok(_) => {}
+                Err(ClientError::Refused(Refusal::NoPeers(_))) => {
+                    tracing::warn!(capture = %door.capture, "no other capture could take the work");
+                    return;
+                }
+                Err(error) => tracing::info!(capture = %door.capture, %error, "the drain of this capture has to wait"),
+            }
+        }
+        // Either a change, or time for the next attempt.
+        let _ = time::timeout(RETRY, snapshots.changed()).await;
+    }
+}
+
+async fn ask(addr: SocketAddr, request: DrainRequest) -> Result<Answer, ClientError> {
+    Client::new(&[addr.to_string()])?.drain(request).await
+}
+
+async fn prove(door: &Door) -> bool {
+    let (answer, proof) = oneshot::channel();
+    door.calls.send(Call::Prove { answer }).await.is_ok() && matches!(proof.await, Ok(Ok(Answer::Drained { .. })))
+}

@@ -1,0 +1,110 @@
+//! What can go wrong between a source and a sink.
+
+use std::path::PathBuf;
+
+use capturedrain_core::model::CommitTs;
+
+/// Why rows do not flow.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PipelineError {
+    /// The address of a source makes no sense.
+    #[error("\"{url}\" is not a source: {reason}")]
+    SourceUrl {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The address of a sink makes no sense.
+    #[error("\"{url}\" is not a sink: use file:///FOLDER or blackhole://")]
+    SinkUrl {
+        /// What was given.
+        url: String,
+    },
+    /// The source does not answer.
+    #[error("source {url} does not answer: {reason}")]
+    Unreachable {
+        /// Where it was looked for.
+        url: String,
+        /// What the client says.
+        reason: String,
+    },
+    /// The source would lose data silently.
+    #[error(
+        "source {url} is etcd {version}, whose watch progress is not to be trusted (etcd-io/etcd #15220, #17557): \
+         upgrade it to 3.4.31, 3.5.13, 3.6.0 or later"
+    )]
+    Untrusted {
+        /// The source.
+        url: String,
+        /// What it says it is.
+        version: String,
+    },
+    /// What comes after the checkpoint is gone.
+    #[error(
+        "source {url} is compacted up to revision {compacted}, past {start_ts}: the changes between are gone; \
+         delete the changefeed and create it anew, with an empty sink"
+    )]
+    Compacted {
+        /// The source.
+        url: String,
+        /// Up to where.
+        compacted: CommitTs,
+        /// What was asked for.
+        start_ts: CommitTs,
+    },
+    /// The source is behind what was replicated of it.
+    #[error(
+        "source {url} is at revision {revision}, behind {start_ts}: it was restored or replaced; \
+         delete the changefeed and create it anew, with an empty sink"
+    )]
+    WentBack {
+        /// The source.
+        url: String,
+        /// Where it is.
+        revision: CommitTs,
+        /// What was asked for.
+        start_ts: CommitTs,
+    },
+    /// A synthetic stream of ages would be made.
+    #[error("start_ts {start_ts} of {url} is not within the last day: it counts milliseconds since 1970")]
+    TooOld {
+        /// The source.
+        url: String,
+        /// What was asked for.
+        start_ts: CommitTs,
+    },
+    /// A sink's folder cannot be used at all.
+    #[error("sink folder {path} cannot be used: {reason}; make it writable for capturedrain, or choose another")]
+    SinkFolder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A file of a sink cannot be written.
+    #[error("sink file {path} cannot be written: {reason}; free space or repair the disk, then resume the changefeed")]
+    SinkWrite {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl PipelineError {
+    /// Whether trying again has no point.
+    pub fn is_fatal(&self) -> bool {
+        !matches!(self, Self::Unreachable { .. } | Self::SinkWrite { .. })
+    }
+
+    /// A stable word for error details, metrics and logs.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::SourceUrl { .. } | Self::SinkUrl { .. } | Self::TooOld { .. } => "USAGE",
+            Self::Unreachable { .. } => "SOURCE_UNREACHABLE",
+            Self::Untrusted { .. } | Self::Compacted { .. } | Self::WentBack { .. } => "SOURCE_UNUSABLE",
+            Self::SinkFolder { .. } | Self::SinkWrite { .. } => "ENVIRONMENT",
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! JSON lines in a folder: one file a dispatcher, which nobody else ever writes.
+//!
+//! `DIR/<table>/<span>-<changefeed epoch>.<counter>-<start_ts>.jsonl`. A writer that was replaced may go on writing its
+//! own file: readers ignore its rows above the start of the later writer.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use capturedrain_core::{
+    model::{ChangefeedEpoch, CommitTs, Span, SpanId, WriterEpoch},
+    work::DispatcherKey,
+};
+
+use super::{SinkRow, SpanLine};
+use crate::pipeline::{PipelineError, folder};
+
+/// The name of a dispatcher's file.
+pub fn file_name(span: SpanId, writer: WriterEpoch, start_ts: CommitTs) -> String {
+    format!("{span}-{writer}-{start_ts}.jsonl")
+}
+
+/// Reads the name of a dispatcher's file back.
+pub fn parse_file_name(name: &str) -> Option<(SpanId, WriterEpoch, CommitTs)> {
+    let mut parts = name.strip_suffix(".jsonl")?.split('-');
+    let (span, writer, start_ts) = (parts.next()?, parts.next()?, parts.next()?);
+    let (changefeed, counter) = writer.split_once('.')?;
+    let writer = WriterEpoch { changefeed: ChangefeedEpoch(changefeed.parse().ok()?), counter: counter.parse().ok()? };
+    parts.next().is_none().then_some((span.parse().ok()?, writer, start_ts.parse().ok()?))
+}
+
+/// A dispatcher's file.
+pub(in crate::pipeline) struct FileSink {
+    path: PathBuf,
+    file: Arc<File>,
+    waiting: Vec<u8>,
+}
+
+fn folder_error(path: &Path, error: &io::Error) -> PipelineError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => write_error(path, error),
+        _ => PipelineError::SinkFolder { path: path.to_owned(), reason: error.to_string() },
+    }
+}
+
+fn write_error(path: &Path, error: &io::Error) -> PipelineError {
+    PipelineError::SinkWrite { path: path.to_owned(), reason: error.to_string() }
+}
+
+/// Runs file work where it does not hold up others.
+async fn blocking<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, PipelineError> + Send + 'static,
+) -> Result<T, PipelineError> {
+    let ended = tokio::task::spawn_blocking(work).await;
+    ended.unwrap_or_else(|error| Err(PipelineError::SinkWrite { path: path.to_owned(), reason: error.to_string() }))
+}
+
+impl FileSink {
+    pub(super) async fn open(
+        sink: &Path,
+        span: &Span,
+        key: &DispatcherKey,
+        start_ts: CommitTs,
+    ) -> Result<Self, PipelineError> {
+        let table = sink.join(folder(&span.table));
+        let path = table.join(file_name(key.span, key.writer_epoch, start_ts));
+        let (line, created) = (SpanLine::of(span), path.clone());
+        let file = blocking(&path, move || create(&table, &created, &line)).await?;
+        Ok(Self { path, file: Arc::new(file), waiting: Vec::new() })
+    }
+
+    pub(super) fn append(&mut self, row: &SinkRow) -> Result<(), PipelineError> {
+        serde_json::to_writer(&mut self.waiting, row)
+            .map_err(|error| PipelineError::SinkWrite { path: self.path.clone(), reason: error.to_string() })?;
+        self.waiting.push(b'\n');
+        Ok(())
+    }
+
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(super) async fn flush(&mut self) -> Result<(), PipelineError> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let (file, waiting, path) = (self.file.clone(), std::mem::take(&mut self.waiting), self.path.clone());
+        blocking(&self.path, move || {
+            let written = (&*file).write_all(&waiting).and_then(|()| file.sync_data());
+            written.map_err(|error| write_error(&path, &error))
+        })
+        .await
+    }
+}
+
+/// Lists the span's range, then creates the file; both are safe before the first row.
+fn create(table: &Path, path: &Path, line: &SpanLine) -> Result<File, PipelineError> {
+    fs::create_dir_all(table).map_err(|error| folder_error(table, &error))?;
+    let spans = table.join("spans.jsonl");
+    let known = fs::read_to_string(&spans).unwrap_or_default();
+    let text = serde_json::to_string(line).unwrap_or_default();
+    if !known.lines().any(|known| known == text) {
+        // One write, so that lines of several processes do not mix; the line before may have been cut short by a full disk.
+        let text = if known.is_empty() || known.ends_with('\n') { text + "\n" } else { format!("\n{text}\n") };
+        let mut file =
+            OpenOptions::new().create(true).append(true).open(&spans).map_err(|error| folder_error(&spans, &error))?;
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(|error| write_error(&spans, &error))?;
+    }
+    // Exclusively: a creation that comes a second time must not write into the first one's file.
+    let file = File::create_new(path).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => write_error(path, &error),
+        _ => folder_error(path, &error),
+    })?;
+    let folders = [Some(table), table.parent()].into_iter().flatten();
+    for folder in folders {
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| write_error(folder, &error))?;
+    }
+    Ok(file)
+}
+
+/// Whether a folder can be made and written.
+pub(super) async fn check_folder(sink: &Path) -> Result<(), PipelineError> {
+    let folder = sink.to_owned();
+    blocking(sink, move || {
+        let probe = folder.join(format!(".probe-{}", std::process::id()));
+        let tried = fs::create_dir_all(&folder)
+            .and_then(|()| File::create(&probe))
+            .and_then(|mut file| file.write_all(b"probe").and_then(|()| file.sync_all()));
+        let _ = fs::remove_file(&probe);
+        tried.map_err(|error| PipelineError::SinkFolder { path: folder, reason: error.to_string() })
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_names_read_back() {
+        let writer = WriterEpoch { changefeed: ChangefeedEpoch(12), counter: 3 };
+        let name = file_name(SpanId(0xab), writer, 77);
+        assert_eq!(name, "00000000000000ab-12.3-77.jsonl");
+        assert_eq!(parse_file_name(&name), Some((SpanId(0xab), writer, 77)));
+        assert_eq!(parse_file_name("spans.jsonl"), None);
+    }
+}

@@ -1,0 +1,129 @@
+//! Real captures on a real etcd: whole drains, and what happens when processes die in the middle of them.
+
+#[path = "support/etcd.rs"]
+mod etcd;
+#[path = "support/processes.rs"]
+mod processes;
+
+use std::time::Duration;
+
+use capturedrain::verify;
+use processes::{Cluster, Writer, wait_for};
+
+const TABLES: usize = 8;
+
+/// Three captures that replicate a range which is being written to, and the folder that they replicate into.
+async fn replicating(name: &str) -> (etcd::Etcd, Cluster, Writer, tempfile::TempDir) {
+    let etcd = etcd::Etcd::start().await;
+    let sink = tempfile::tempdir().unwrap();
+    let writer = Writer::start(&etcd.client_url(), "/shop/", TABLES).await;
+    let mut cluster = Cluster::new(name, &etcd.url());
+    for id in ["a", "b", "c"] {
+        cluster.start(id);
+    }
+    cluster.wait_for_captures(3).await;
+    let source = format!("{}/shop/", etcd.url());
+    let target = format!("file://{}", sink.path().display());
+    cluster.ok(&["changefeed", "create", "--id", "shop", "--source", &source, "--sink", &target]).await;
+    cluster.wait_for_dispatchers("shop", TABLES as u64).await;
+    (etcd, cluster, writer, sink)
+}
+
+/// Ends the writes, waits until all of them are in the sink, and compares.
+async fn prove(etcd: &etcd::Etcd, cluster: &Cluster, writer: Writer, sink: &tempfile::TempDir) {
+    let revision = writer.stop().await;
+    cluster.wait_for_checkpoint("shop", revision).await;
+    let proof = verify::against_etcd(sink.path(), &format!("{}/shop/", etcd.url()), revision).await.unwrap();
+    assert!(proof.is_good(), "{proof}");
+    assert!(proof.rows > 0, "{proof}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capture_is_drained_and_nothing_is_lost() {
+    let (etcd, cluster, writer, sink) = replicating("whole").await;
+    let target = cluster.a_follower().await;
+    cluster.ok(&["drain", &target, "--wait"]).await;
+    let captures = cluster.json(&["captures"]).await;
+    let drained = captures.as_array().unwrap().iter().find(|c| c["id"] == target.as_str()).unwrap();
+    assert_eq!(drained["liveness"], "Stopping", "{captures}");
+    assert_eq!(cluster.json(&["history"]).await[0]["outcome"], "Drained");
+    prove(&etcd, &cluster, writer, &sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_coordinator_is_killed_in_the_middle_and_its_successor_goes_on_under_the_same_epoch() {
+    let (etcd, mut cluster, writer, sink) = replicating("killed").await;
+    let target = cluster.a_follower().await;
+    let coordinator = cluster.coordinator().await;
+    // A target that stands still cannot be proven empty, so the coordinator surely dies in the middle.
+    cluster.suspend(&target).await;
+    let epoch = cluster.json(&["drain", &target]).await["drain_epoch"].clone();
+    cluster.kill(&coordinator);
+    cluster.resume(&target).await;
+    let ended = wait_for(Duration::from_secs(90), "the drain to end", || async {
+        let history = cluster.try_json(&["history"]).await?;
+        history.as_array()?.last().cloned()
+    })
+    .await;
+    assert_eq!(ended["outcome"], "Drained", "{ended}");
+    assert_eq!(ended["drain_epoch"], epoch, "{ended}");
+    prove(&etcd, &cluster, writer, &sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_coordinator_itself_is_drained() {
+    let (etcd, cluster, writer, sink) = replicating("itself").await;
+    let coordinator = cluster.coordinator().await;
+    cluster.ok(&["drain", &coordinator, "--wait"]).await;
+    assert_ne!(cluster.coordinator().await, coordinator);
+    prove(&etcd, &cluster, writer, &sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capture_that_gets_sigterm_is_drained_before_it_ends() {
+    let (etcd, mut cluster, writer, sink) = replicating("sigterm").await;
+    let target = cluster.a_follower().await;
+    let status = cluster.terminate(&target).await;
+    assert!(status.success(), "{status}");
+    let history = cluster.json(&["history"]).await;
+    assert_eq!(history[0]["outcome"], "Drained", "{history}");
+    assert_eq!(history[0]["target"], target.as_str(), "{history}");
+    prove(&etcd, &cluster, writer, &sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capture_that_is_killed_loses_nothing() {
+    let (etcd, mut cluster, writer, sink) = replicating("crash").await;
+    let target = cluster.a_follower().await;
+    cluster.kill(&target);
+    cluster.wait_for_captures(2).await;
+    prove(&etcd, &cluster, writer, &sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_is_cancelled_and_a_drained_capture_released() {
+    let (etcd, cluster, writer, sink) = replicating("cancel").await;
+    let target = cluster.a_follower().await;
+    cluster.ok(&["drain", &target, "--wait"]).await;
+    assert_eq!(cluster.run(&["cancel", &target]).await.0, 4, "too late to cancel");
+    cluster.ok(&["release", &target]).await;
+    wait_for(Duration::from_secs(30), "the capture to be alive again", || async {
+        let captures = cluster.try_json(&["captures"]).await?;
+        captures.as_array()?.iter().find(|c| c["id"] == target.as_str() && c["liveness"] == "Alive").cloned()
+    })
+    .await;
+    prove(&etcd, &cluster, writer, &sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_done_is_refused_with_a_sentence_and_an_exit_code() {
+    let (_etcd, cluster, _writer, _sink) = replicating("refused").await;
+    let (code, sentence) = cluster.run(&["drain", "nobody"]).await;
+    assert_eq!((code, sentence.contains("nobody")), (3, true), "{sentence}");
+    let (code, sentence) = cluster.run(&["release", "a"]).await;
+    assert_eq!((code, sentence.contains("not stopping")), (4, true), "{sentence}");
+    let (code, sentence) = cluster.run(&["changefeed", "get", "nothing"]).await;
+    assert_eq!((code, sentence.contains("nothing")), (3, true), "{sentence}");
+    let (code, _) = cluster.run(&["drain"]).await;
+    assert_eq!(code, 2);
+}

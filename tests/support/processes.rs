@@ -1,0 +1,207 @@
+//! Captures as real processes, and the command line as a person would use it.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    net::TcpListener,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tokio::{
+    process::{Child, Command},
+    sync::oneshot,
+    task::JoinHandle,
+    time,
+};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_capturedrain");
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks again and again until there is an answer.
+pub(crate) async fn wait_for<T, F: Future<Output = Option<T>>>(
+    limit: Duration,
+    what: &str,
+    mut ask: impl FnMut() -> F,
+) -> T {
+    let asking = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    time::timeout(limit, asking).await.unwrap_or_else(|_| panic!("waited {limit:?} for {what}"))
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Captures of one cluster, each a process; killed when this goes.
+pub(crate) struct Cluster {
+    name: String,
+    store: String,
+    captures: BTreeMap<String, (u16, Child)>,
+}
+
+impl Cluster {
+    pub(crate) fn new(name: &str, store: &str) -> Self {
+        Self { name: name.to_owned(), store: store.to_owned(), captures: BTreeMap::new() }
+    }
+
+    pub(crate) fn start(&mut self, id: &str) {
+        let port = free_port();
+        let child = Command::new(BINARY)
+            .args(["server", "--cluster", &self.name, "--store", &self.store, "--id", id])
+            .args(["--addr", &format!("127.0.0.1:{port}"), "--lease", "3s", "--heartbeat", "300ms"])
+            .args(["--shutdown-timeout", "60s"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        self.captures.insert(id.to_owned(), (port, child));
+    }
+
+    fn servers(&self) -> String {
+        let urls: Vec<_> = self.captures.values().map(|(port, _)| format!("http://127.0.0.1:{port}")).collect();
+        urls.join(",")
+    }
+
+    /// Runs a command to its end: its exit code, and what it says on standard error.
+    pub(crate) async fn run(&self, args: &[&str]) -> (i32, String) {
+        let output = self.output(args).await;
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    async fn output(&self, args: &[&str]) -> std::process::Output {
+        let mut command = Command::new(BINARY);
+        command.args(args).env("CAPTUREDRAIN_SERVER", self.servers()).stdin(Stdio::null()).kill_on_drop(true);
+        time::timeout(Duration::from_secs(120), command.output()).await.expect("a command that ends").unwrap()
+    }
+
+    pub(crate) async fn ok(&self, args: &[&str]) {
+        let (code, error) = self.run(args).await;
+        assert_eq!(code, 0, "{args:?}: {error}");
+    }
+
+    pub(crate) async fn try_json(&self, args: &[&str]) -> Option<Value> {
+        let output = self.output(&[args, &["-o", "json"]].concat()).await;
+        output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
+    }
+
+    pub(crate) async fn json(&self, args: &[&str]) -> Value {
+        wait_for(PATIENCE, &format!("{args:?}"), || self.try_json(args)).await
+    }
+
+    pub(crate) async fn wait_for_captures(&self, count: usize) {
+        wait_for(PATIENCE, "the captures to be heard", || async {
+            let captures = self.try_json(&["captures"]).await?;
+            let heard = captures.as_array()?.iter().filter(|c| c["heard"] == true).count();
+            (heard == count && captures.as_array()?.len() == count).then_some(())
+        })
+        .await;
+    }
+
+    pub(crate) async fn wait_for_dispatchers(&self, changefeed: &str, count: u64) {
+        wait_for(PATIENCE, "the dispatchers", || async {
+            let feed = self.try_json(&["changefeed", "get", changefeed]).await?;
+            let running: u64 = feed["dispatchers"].as_object()?.values().filter_map(Value::as_u64).sum();
+            (running >= count).then_some(())
+        })
+        .await;
+    }
+
+    pub(crate) async fn wait_for_checkpoint(&self, changefeed: &str, ts: u64) {
+        wait_for(PATIENCE, "the checkpoint", || async {
+            let feed = self.try_json(&["changefeed", "get", changefeed]).await?;
+            (feed["checkpoint_ts"].as_u64()? >= ts).then_some(())
+        })
+        .await;
+    }
+
+    pub(crate) async fn coordinator(&self) -> String {
+        wait_for(PATIENCE, "a coordinator", || async {
+            let captures = self.try_json(&["captures"]).await?;
+            let found = captures.as_array()?.iter().find(|c| c["is_coordinator"] == true)?;
+            Some(found["id"].as_str()?.to_owned())
+        })
+        .await
+    }
+
+    pub(crate) async fn a_follower(&self) -> String {
+        let coordinator = self.coordinator().await;
+        self.captures.keys().find(|id| **id != coordinator).unwrap().clone()
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self, id: &str) {
+        let (_, mut child) = self.captures.remove(id).unwrap();
+        child.start_kill().unwrap();
+    }
+
+    async fn signal(&self, id: &str, signal: &str) {
+        let pid = self.captures[id].1.id().unwrap().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().await.unwrap().success());
+    }
+
+    /// SIGSTOP.
+    pub(crate) async fn suspend(&self, id: &str) {
+        self.signal(id, "-STOP").await;
+    }
+
+    /// SIGCONT.
+    pub(crate) async fn resume(&self, id: &str) {
+        self.signal(id, "-CONT").await;
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub(crate) async fn terminate(&mut self, id: &str) -> ExitStatus {
+        self.signal(id, "-TERM").await;
+        let (_, mut child) = self.captures.remove(id).unwrap();
+        time::timeout(Duration::from_secs(90), child.wait()).await.expect("an end after SIGTERM").unwrap()
+    }
+}
+
+/// Writes rows into a key range until it is stopped.
+pub(crate) struct Writer {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<u64>,
+}
+
+impl Writer {
+    /// Puts a first row into every table, then goes on in the background.
+    pub(crate) async fn start(etcd: &str, prefix: &'static str, tables: usize) -> Self {
+        let mut client = etcd_client::Client::connect([etcd], None).await.unwrap();
+        for table in 0..tables {
+            client.put(format!("{prefix}t{table}/0"), "first", None).await.unwrap();
+        }
+        let (stop, mut stopped) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            let mut revision = 0;
+            for n in 0_u64.. {
+                let key = format!("{prefix}t{}/{}", n % tables as u64, n % 97);
+                let header = if n % 11 == 10 {
+                    client.delete(key, None).await.unwrap().header().cloned()
+                } else {
+                    client.put(key, n.to_string(), None).await.unwrap().header().cloned()
+                };
+                revision = header.map_or(revision, |header| u64::try_from(header.revision()).unwrap());
+                if time::timeout(Duration::from_millis(5), &mut stopped).await.is_ok() {
+                    break;
+                }
+            }
+            revision
+        });
+        Self { stop, task }
+    }
+
+    /// The last revision that it wrote.
+    pub(crate) async fn stop(self) -> u64 {
+        let _ = self.stop.send(());
+        self.task.await.unwrap()
+    }
+}
