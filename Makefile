@@ -9,10 +9,15 @@ SEED ?=
 SEEDS ?=
 SIMULATION := cargo test -p capturedrain-core --features mutants --test simulation
 
-.PHONY: help tools build check test simulate fmt clean
+.PHONY: help demo tools build check test simulate crd fmt clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: ## a cluster in this process: a capture is drained, the coordinator dies half-way, the sink is checked
+	@tools/install protobuf
+	@cargo build --quiet
+	@target/debug/capturedrain demo
 
 tools: ## install what building and testing need, where it is missing: protoc and etcd
 	@tools/install protobuf
@@ -37,6 +42,9 @@ test: ## all tests, on a real etcd, and the simulation with its mutants
 
 simulate: ## more of the simulation: SEEDS=1000 runs that many, SEED=42 replays one with its log
 	$(if $(SEED),CAPTUREDRAIN_SIM_SEED=$(SEED) )$(if $(SEEDS),CAPTUREDRAIN_SIM_SEEDS=$(SEEDS) )$(SIMULATION) -- invariants_hold$(if $(SEED), --nocapture)
+
+crd: ## write crds/capturedrain.yaml anew, from the type
+	cargo run --quiet -- crd > crds/capturedrain.yaml.new && mv crds/capturedrain.yaml.new crds/capturedrain.yaml
 
 fmt: ## format the code
 	cargo fmt --all

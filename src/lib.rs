@@ -3,10 +3,13 @@
 pub mod cli;
 pub mod client;
 pub mod clock;
+pub mod demo;
 pub mod door;
 pub mod http;
 pub mod node;
 pub mod pipeline;
+pub mod reconcile;
+pub mod resource;
 pub mod store;
 pub mod telemetry;
 pub mod verify;

@@ -1,5 +1,7 @@
 //! Real captures on a real etcd: whole drains, and what happens when processes die in the middle of them.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+
 #[path = "support/etcd.rs"]
 mod etcd;
 #[path = "support/processes.rs"]
@@ -98,6 +100,39 @@ async fn a_capture_that_is_killed_loses_nothing() {
     cluster.kill(&target);
     cluster.wait_for_captures(2).await;
     prove(&etcd, &cluster, writer, &sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_goes_away_and_comes_back_and_nothing_is_lost() {
+    let (mut etcd, cluster, writer, sink) = replicating("outage").await;
+    // The writer writes to the same etcd, so it has to be done first.
+    let revision = writer.stop().await;
+    etcd.restart().await;
+    cluster.wait_for_captures(3).await;
+    let target = cluster.a_follower().await;
+    cluster.ok(&["drain", &target, "--wait"]).await;
+    cluster.wait_for_checkpoint("shop", revision).await;
+    let source = format!("{}/shop/", etcd.url());
+    let proof = verify::against_etcd(sink.path(), &source, revision).await.unwrap();
+    assert!(proof.is_good(), "{proof}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_compacted_past_the_start_is_refused_by_name() {
+    let (etcd, cluster, writer, _sink) = replicating("compacted").await;
+    let revision = writer.stop().await;
+    let mut client = etcd_client::Client::connect([etcd.client_url()], None).await.unwrap();
+    client.compact(i64::try_from(revision).unwrap(), None).await.unwrap();
+    let source = format!("{}/shop/", etcd.url());
+    let create = ["changefeed", "create", "--id", "late", "--source", &source, "--sink", "blackhole://"];
+    let (code, sentence) = cluster.run(&[&create[..], &["--start-ts", "2"]].concat()).await;
+    assert_eq!((code, sentence.contains("compacted")), (4, true), "{sentence}");
+    let (code, sentence) = cluster.run(&[&create[..], &["--start-ts", "99999999"]].concat()).await;
+    assert_eq!((code, sentence.contains("behind 99999999")), (4, true), "{sentence}");
+    let nothing = format!("{}/nothing/", etcd.url());
+    let create = ["changefeed", "create", "--id", "empty", "--source", &nothing, "--sink", "blackhole://"];
+    let (code, note) = cluster.run(&create).await;
+    assert_eq!((code, note.contains("no keys below /nothing/")), (0, true), "{note}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,12 +30,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("http", &["clock", "door", "view", "wire"]),
     ("client", &["view", "wire"]),
     // The resource's stages are pure: whoever runs them brings the client.
-    ("resource", &[]),
+    ("resource", &["view"]),
     ("reconcile", &["client", "clock", "resource", "view"]),
     // The process that wires all of it.
     ("node", &["client", "clock", "store", "pipeline", "door", "wire", "http"]),
     // What people start.
-    ("demo", &["client", "clock", "node", "pipeline", "reconcile", "resource", "store", "verify", "view"]),
+    ("demo", &["client", "clock", "door", "node", "pipeline", "reconcile", "resource", "store", "verify", "view"]),
     ("cli", &["client", "clock", "demo", "node", "reconcile", "resource", "store", "view"]),
     ("main", &["cli"]),
 ];
@@ -136,6 +136,14 @@ fn nothing_is_left_unfinished() {
 #[test]
 fn licences_are_allowed() {
     assert_none(&licence_complaints(&metadata()));
+}
+
+#[test]
+fn the_crd_is_up_to_date() {
+    let output = Command::new(env!("CARGO_BIN_EXE_capturedrain")).arg("crd").output().unwrap();
+    assert!(output.status.success(), "capturedrain crd: {}", String::from_utf8_lossy(&output.stderr));
+    let kept = fs::read(root().join("crds/capturedrain.yaml")).unwrap_or_default();
+    assert!(kept == output.stdout, "run `cargo run -- crd > crds/capturedrain.yaml`");
 }
 
 // The rules.

@@ -129,5 +129,5 @@ fn one(feed: &ChangefeedView) -> String {
         ("maintainer", feed.maintainer.clone().unwrap_or_else(|| "-".to_owned())),
         ("dispatchers", if spread.is_empty() { "-".to_owned() } else { spread.join(", ") }),
     ];
-    lines.iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect()
+    super::lines(&lines)
 }

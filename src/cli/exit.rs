@@ -4,7 +4,7 @@ use std::{fmt, process::ExitCode};
 
 use capturedrain_core::model::{NameError, Refusal};
 
-use crate::{client::ClientError, node::NodeError, store::StoreError};
+use crate::{client::ClientError, node::NodeError, resource::ManifestError, store::StoreError};
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,14 +106,14 @@ impl From<NodeError> for Failure {
     }
 }
 
-impl From<NameError> for Failure {
-    fn from(error: NameError) -> Self {
+impl From<ManifestError> for Failure {
+    fn from(error: ManifestError) -> Self {
         Self::usage(error)
     }
 }
 
-impl From<anyhow::Error> for Failure {
-    fn from(error: anyhow::Error) -> Self {
-        Self::new(Exit::Internal, format!("{error:#}"))
+impl From<NameError> for Failure {
+    fn from(error: NameError) -> Self {
+        Self::usage(error)
     }
 }

@@ -1,6 +1,8 @@
 //! The command line: each command ends with an exit code that programs can rely on, and one sentence when it fails.
 
+mod apply;
 mod changefeed;
+mod demo;
 mod drain;
 mod exit;
 mod progress;
@@ -9,9 +11,9 @@ mod show;
 mod table;
 mod value;
 
-use std::{io::Write as _, process::ExitCode};
+use std::{fmt::Write as _, io::Write as _, process::ExitCode};
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use self::exit::{Exit, Failure};
@@ -82,6 +84,10 @@ enum Command {
     /// Say what is replicated
     #[command(subcommand)]
     Changefeed(changefeed::ChangefeedCommand),
+    Apply(apply::ApplyArgs),
+    /// Print the custom resource definition
+    Crd,
+    Demo(demo::DemoArgs),
 }
 
 impl Common {
@@ -113,6 +119,15 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Lines of a name and a value each.
+fn lines(pairs: &[(&str, String)]) -> String {
+    pairs.iter().fold(String::new(), |mut text, (name, value)| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{name:<12} {value}");
+        text
+    })
+}
+
 /// Writes a sentence to standard error.
 fn say(sentence: &str) {
     let _ = writeln!(std::io::stderr(), "{sentence}");
@@ -139,11 +154,10 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<Exit, Failure> {
     let serves = matches!(cli.command, Command::Server(_));
-    let filter = cli
-        .common
-        .log
-        .clone()
-        .unwrap_or_else(|| if serves { telemetry::DEFAULT_FILTER.to_owned() } else { "warn".to_owned() });
+    let filter = cli.common.log.clone().unwrap_or_else(|| {
+        let quiet = if matches!(cli.command, Command::Demo(_)) { "off" } else { "warn" };
+        if serves { telemetry::DEFAULT_FILTER.to_owned() } else { quiet.to_owned() }
+    });
     let format = match cli.common.log_format {
         LogFormat::Text => telemetry::LogFormat::Text,
         LogFormat::Json => telemetry::LogFormat::Json,
@@ -167,11 +181,22 @@ async fn dispatch(command: Command, common: &Common) -> Result<Exit, Failure> {
         Command::Captures => show::captures(common).await,
         Command::History => show::history(common).await,
         Command::Changefeed(command) => changefeed::run(command, common).await,
+        Command::Apply(args) => apply::run(args, common).await,
+        Command::Crd => crd(),
+        Command::Demo(args) => demo::run(args).await,
     }
+}
+
+fn crd() -> Result<Exit, Failure> {
+    let yaml = crate::resource::crd_yaml().map_err(|error| Failure::new(Exit::Internal, error))?;
+    print(&yaml)?;
+    Ok(Exit::Done)
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
 
     #[test]

@@ -69,11 +69,9 @@ impl Progress {
         let (maintainers, dispatchers) =
             (known(drain.remaining_maintainer_count), known(drain.remaining_dispatcher_count));
         let phase = drain.phase.as_deref().unwrap_or_default();
-        let mut line =
-            format!("{}: {phase}, {maintainers} maintainers and {dispatchers} dispatchers left", self.capture);
-        if blocked != "-" {
-            line += &format!("; blocked: {blocked}");
-        }
+        let blocked = if blocked == "-" { String::new() } else { format!("; blocked: {blocked}") };
+        let capture = &self.capture;
+        let line = format!("{capture}: {phase}, {maintainers} maintainers and {dispatchers} dispatchers left{blocked}");
         self.say(&line);
     }
 

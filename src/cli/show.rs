@@ -42,15 +42,15 @@ pub(super) async fn status(args: StatusArgs, common: &Common) -> Result<Exit, Fa
 fn status_text(view: &ClusterView, capture: Option<&CaptureId>) -> String {
     let drain = &view.drain;
     if !drain.is_draining {
-        let mut text = match (capture, &drain.liveness) {
+        let stands = match (capture, &drain.liveness) {
             (Some(capture), Some(liveness)) => format!("{capture} is {liveness} and not being drained\n"),
             _ => "no drain is on\n".to_owned(),
         };
-        if let Some(end) = &view.last_end {
+        let last = view.last_end.as_ref().map(|end| {
             let (target, outcome, epoch) = (&end.target, &end.outcome, end.drain_epoch);
-            text += &format!("the last one, of {target} under epoch {epoch}, ended {} as {outcome}\n", end.ended_at);
-        }
-        return text;
+            format!("the last one, of {target} under epoch {epoch}, ended {} as {outcome}\n", end.ended_at)
+        });
+        return stands + &last.unwrap_or_default();
     }
     let initial = drain.initial.unwrap_or_default();
     let lines = [
@@ -65,7 +65,7 @@ fn status_text(view: &ClusterView, capture: Option<&CaptureId>) -> String {
         ("reason", drain.reason.clone().unwrap_or_else(|| "-".to_owned())),
         ("blocked by", blocked(drain)),
     ];
-    lines.iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect()
+    super::lines(&lines)
 }
 
 /// What holds a drain up, in words.

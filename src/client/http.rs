@@ -6,10 +6,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::time::{self, Instant};
 
-use super::{CONNECT_TIMEOUT, Client, ClientError, PATIENCE, RETRY, sources};
+use super::{CONNECT_TIMEOUT, Client, ClientError, PATIENCE, RETRY};
 use crate::{
     view::{ChangefeedView, CreatedChangefeed, ErrorView, NewChangefeed},
-    wire::refusal,
+    wire::{cause, refusal},
 };
 
 const NOTHING: Option<&()> = None;
@@ -30,13 +30,13 @@ impl Client {
                 call = call.json(body);
             }
             match call.send().await {
-                Err(error) => reason = format!("{server}: {}", sources(&error)),
+                Err(error) => reason = format!("{server}: {}", cause(&error)),
                 Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => {
                     let error = answer.json::<ErrorView>().await;
-                    reason = error.map_or_else(|error| sources(&error), |error| error.error_msg);
+                    reason = error.map_or_else(|error| cause(&error), |error| error.error_msg);
                 }
                 Ok(answer) if answer.status().is_success() => {
-                    return answer.json().await.map_err(|error| ClientError::Protocol(sources(&error)));
+                    return answer.json().await.map_err(|error| ClientError::Protocol(cause(&error)));
                 }
                 Ok(answer) => return Err(refused(answer).await),
             }

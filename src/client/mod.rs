@@ -15,7 +15,7 @@ use tonic::{
 
 use crate::{
     view::{CaptureView, DrainEndView},
-    wire::{encode_drain, pb, refusal},
+    wire::{cause, encode_drain, pb, refusal},
 };
 
 pub use self::convert::ClusterView;
@@ -99,7 +99,7 @@ impl Client {
     async fn connect(&self, addr: &str) -> Result<Drains, String> {
         let endpoint = Endpoint::from_shared(format!("http://{addr}")).map_err(|error| error.to_string())?;
         let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).http2_keep_alive_interval(CONNECT_TIMEOUT);
-        let channel = endpoint.connect().await.map_err(|error| sources(&error))?;
+        let channel = endpoint.connect().await.map_err(|error| cause(&error))?;
         Ok(Drains::new(channel).max_decoding_message_size(64 << 20))
     }
 
@@ -243,17 +243,6 @@ fn judge(status: &Status) -> Attempt {
             _ => Attempt::Never(ClientError::Protocol(status.message().to_owned())),
         },
     }
-}
-
-/// An error with its causes, which libraries tend to hide.
-fn sources(error: &dyn std::error::Error) -> String {
-    let mut last = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        last = cause.to_string();
-        source = cause.source();
-    }
-    last
 }
 
 /// `host:port` of a server's URL.

@@ -152,8 +152,11 @@ impl Node {
     }
 
     /// Ends it at once, nothing flushed and no lease given back: what a kill does.
-    pub fn kill(self) {
+    pub async fn kill(self) {
         self.driver.abort();
         self.server.abort();
+        // Both have to be gone before anybody counts on it.
+        let _ = self.driver.await;
+        let _ = self.server.await;
     }
 }

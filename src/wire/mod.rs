@@ -63,3 +63,12 @@ pub fn router(door: Door) -> Router {
     }
     routes.into_axum_router()
 }
+
+/// The last cause of an error: what libraries tend to hide behind "transport error".
+pub(crate) fn cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -15,7 +15,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, transport::Endpoint};
 
-use super::{envelope, pb};
+use super::{cause, envelope, pb};
 use crate::door::{Call, Door};
 
 /// How many messages to one capture may wait.
@@ -102,7 +102,7 @@ async fn speak(to: Arc<str>, mut messages: mpsc::Receiver<pb::Envelope>) {
                 reachable = true;
                 stream(channel, first, &mut messages).await
             }
-            Err(error) => Some(error.to_string()),
+            Err(error) => Some(cause(&error)),
         };
         let Some(error) = lost else { return };
         if reachable {

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 const BINARY: &str = env!("CARGO_BIN_EXE_capturedrain");
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Asks again and again until there is an answer.
 pub(crate) async fn wait_for<T, F: Future<Output = Option<T>>>(
@@ -57,7 +57,7 @@ impl Cluster {
         let child = Command::new(BINARY)
             .args(["server", "--cluster", &self.name, "--store", &self.store, "--id", id])
             .args(["--addr", &format!("127.0.0.1:{port}"), "--lease", "3s", "--heartbeat", "300ms"])
-            .args(["--shutdown-timeout", "60s"])
+            .args(["--shutdown-timeout", "60s", "--log", "warn"])
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
             .kill_on_drop(true)
@@ -80,7 +80,7 @@ impl Cluster {
     async fn output(&self, args: &[&str]) -> std::process::Output {
         let mut command = Command::new(BINARY);
         command.args(args).env("CAPTUREDRAIN_SERVER", self.servers()).stdin(Stdio::null()).kill_on_drop(true);
-        time::timeout(Duration::from_secs(120), command.output()).await.expect("a command that ends").unwrap()
+        time::timeout(Duration::from_mins(2), command.output()).await.expect("a command that ends").unwrap()
     }
 
     pub(crate) async fn ok(&self, args: &[&str]) {
