@@ -2,13 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
+#[path = "support/disk.rs"]
+mod disk;
 #[path = "support/etcd.rs"]
 mod etcd;
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{path::Path, time::Duration};
 
 use capturedrain::store::{AnyStore, Store, StoreError, WatchError};
 use capturedrain_core::store::{Change, Changes, Compare, LeaseId, Op, TXN_MAX_OPS, Txn, TxnOutcome};
+use disk::SmallDisk;
 use futures::StreamExt as _;
 use tokio::time;
 
@@ -248,31 +251,13 @@ async fn a_damaged_file_is_named_and_left_alone() {
     assert_eq!(std::fs::read(&path).unwrap(), vec![7; 100_000]);
 }
 
-/// A file system of its own that is soon full.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount(size: &str) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let options = format!("size={size}");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(folder.path()).status();
-        mounted.is_ok_and(|status| status.success()).then(|| Self(folder))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_loses_nothing_and_the_store_goes_on_when_there_is_room() {
     let Some(disk) = SmallDisk::mount("8m") else {
         return eprintln!("skipped: mounting a small disk needs root");
     };
-    let ballast = disk.0.path().join("ballast");
-    let store = embedded(&disk.0.path().join("store")).await.unwrap();
+    let ballast = disk.path().join("ballast");
+    let store = embedded(&disk.path().join("store")).await.unwrap();
     commit(&store, vec![], vec![put("a", "kept")]).await.unwrap();
     // What the disk has left is taken, to the last byte.
     let _ = std::fs::write(&ballast, vec![0; 8 << 20]);

@@ -12,7 +12,9 @@ use super::{
     Common,
     exit::{Exit, Failure},
     progress::Progress,
-    say, value,
+    say,
+    table::count,
+    value,
 };
 use crate::{
     client::{Client, ClusterView},
@@ -98,18 +100,17 @@ pub(super) async fn drain(args: DrainArgs, common: &Common) -> Result<Exit, Fail
     let (accepted, sentence) = match &answer {
         Answer::Draining { epoch, current } => {
             let (m, d) = (current.maintainers, current.dispatchers);
-            (
-                accepted(m, d, Some(*epoch)),
-                format!("{capture} is being drained under epoch {epoch}: {m} maintainers and {d} dispatchers"),
-            )
+            let work = format!("{} and {}", count(m, "maintainer"), count(d, "dispatcher"));
+            (accepted(m, d, Some(*epoch)), format!("{capture} is being drained under epoch {epoch}: {work}"))
         }
         Answer::Drained { epoch } => {
             (accepted(0, 0, Some(*epoch)), format!("{capture} is empty, proven under epoch {epoch}"))
         }
         Answer::DryRun { current, destinations } => {
             let (m, d) = (current.maintainers, current.dispatchers);
+            let work = format!("{} and {}", count(m, "maintainer"), count(d, "dispatcher"));
             let to: Vec<_> = destinations.iter().map(ToString::to_string).collect();
-            let sentence = format!("{m} maintainers and {d} dispatchers would move, to {}", to.join(", "));
+            let sentence = format!("{work} would move, to {}", to.join(", "));
             (DrainAccepted { destinations: to, ..accepted(m, d, None) }, sentence)
         }
         Answer::Done => (accepted(0, 0, None), "done".to_owned()),

@@ -23,6 +23,11 @@ pub(super) fn known(number: Option<u64>) -> String {
     number.map_or_else(|| "-".to_owned(), |number| number.to_string())
 }
 
+/// A number of things, in the singular where it is one.
+pub(super) fn count(number: u64, thing: &str) -> String {
+    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
+}
+
 /// A span of time in words that fit a column: `850ms`, `12.3s`, `4m 05s`.
 pub(super) fn time(ms: u64) -> String {
     match ms {

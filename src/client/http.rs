@@ -25,7 +25,9 @@ impl Client {
         let mut reason = String::new();
         for server in self.servers.iter().cycle() {
             let mut call = self.http.request(method.clone(), format!("http://{server}/api/v2/{path}"));
-            call = call.timeout(PATIENCE + CONNECT_TIMEOUT);
+            // What changes something may have to ask the source first.
+            let reads = method == Method::GET;
+            call = call.timeout(if reads { self.attempt_timeout() } else { PATIENCE + CONNECT_TIMEOUT });
             if let Some(body) = body {
                 call = call.json(body);
             }

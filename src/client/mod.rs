@@ -22,8 +22,10 @@ pub use self::convert::ClusterView;
 
 /// How long a call is tried again before the cluster counts as unreachable.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// How long one attempt may take.
+/// How long one attempt may take when there is nobody else to ask.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long one attempt may take when there is: a server that stands still must not use up the patience.
+const HEDGED_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long after an attempt that failed the next one follows.
@@ -96,9 +98,14 @@ impl Client {
         ClientError::Unreachable { servers: self.servers.join(", "), reason }
     }
 
+    fn attempt_timeout(&self) -> Duration {
+        if self.servers.len() > 1 { HEDGED_TIMEOUT } else { CALL_TIMEOUT }
+    }
+
     async fn connect(&self, addr: &str) -> Result<Drains, String> {
         let endpoint = Endpoint::from_shared(format!("http://{addr}")).map_err(|error| error.to_string())?;
         let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).http2_keep_alive_interval(CONNECT_TIMEOUT);
+        let endpoint = endpoint.keep_alive_timeout(CONNECT_TIMEOUT);
         let channel = endpoint.connect().await.map_err(|error| cause(&error))?;
         Ok(Drains::new(channel).max_decoding_message_size(64 << 20))
     }
@@ -115,7 +122,7 @@ impl Client {
             let addr: String = follow.take().unwrap_or_else(|| server.clone());
             let attempt = match self.connect(&addr).await {
                 Err(why) => Attempt::Later(format!("{addr}: {why}")),
-                Ok(drains) => match time::timeout(CALL_TIMEOUT, make(drains)).await {
+                Ok(drains) => match time::timeout(self.attempt_timeout(), make(drains)).await {
                     Ok(Ok(answer)) => return Ok(answer.into_inner()),
                     Ok(Err(status)) => judge(&status),
                     Err(_) => Attempt::Later(format!("{addr} took too long")),

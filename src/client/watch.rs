@@ -70,7 +70,9 @@ impl Following {
             });
             let connected = self.client.connect(&addr).await;
             let mut drains: Drains = connected.map_err(|why| Attempt::Later(format!("{addr}: {why}")))?;
-            let opened = drains.watch_drain(pb::WatchDrainRequest {}).await;
+            let opening = drains.watch_drain(pb::WatchDrainRequest {});
+            let opened = time::timeout(self.client.attempt_timeout(), opening).await;
+            let opened = opened.map_err(|_| Attempt::Later(format!("{addr} took too long")))?;
             self.stream = Some(opened.map_err(|status| judge(&status))?.into_inner());
         }
         let Some(stream) = &mut self.stream else { return Err(Attempt::Later(String::new())) };

@@ -5,7 +5,7 @@ use axum::{
     extract::{Path, Query, State},
     http::StatusCode,
 };
-use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, Request};
+use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, Liveness, Request};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -70,12 +70,20 @@ pub(super) async fn show(State(hall): State<Hall>, Path(id): Path<String>) -> Re
     };
     let view = DrainView::of(&snapshot, wall());
     let liveness = Some(crate::view::liveness_name(status.liveness).to_owned());
+    // `Stopping` follows from a proof that nothing is left, and from nothing else.
+    let left = (status.liveness == Liveness::Stopping).then_some(0);
     if view.draining_capture_id.as_deref() == Some(capture.as_str()) {
         return Ok(Json(view));
     }
     // Another's drain says nothing of this capture.
     let epoch = snapshot.last_epoch.0;
-    Ok(Json(DrainView { drain_epoch: epoch, liveness, ..DrainView::default() }))
+    Ok(Json(DrainView {
+        drain_epoch: epoch,
+        liveness,
+        remaining_maintainer_count: left,
+        remaining_dispatcher_count: left,
+        ..DrainView::default()
+    }))
 }
 
 #[derive(Debug, Default, Deserialize)]

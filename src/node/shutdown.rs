@@ -20,20 +20,29 @@ pub(super) async fn drain_self(door: &Door, addr: SocketAddr, timeout: Duration)
         return;
     }
     tracing::info!(capture = %door.capture, timeout_ms = timeout.as_millis(), "ending: draining this capture first");
-    if time::timeout(timeout, until_drained(door, addr)).await.is_ok() {
-        tracing::info!(capture = %door.capture, "nothing is left on this capture");
-    } else {
-        tracing::warn!(capture = %door.capture, "time is up, ending with work left");
+    let capture = &door.capture;
+    match time::timeout(timeout, until_drained(door, addr)).await {
+        Ok(Farewell::Empty) => tracing::info!(%capture, "nothing is left on this capture"),
+        Ok(Farewell::Alone) => tracing::warn!(%capture, "no other capture could take the work, ending with it"),
+        Err(_) => tracing::warn!(%capture, "time is up, ending with work left"),
     }
 }
 
-async fn until_drained(door: &Door, addr: SocketAddr) {
+/// How a capture may leave.
+enum Farewell {
+    /// Nothing is on it.
+    Empty,
+    /// Nobody is there to take its work.
+    Alone,
+}
+
+async fn until_drained(door: &Door, addr: SocketAddr) -> Farewell {
     let mut snapshots = door.snapshots.clone();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
-        let Some(me) = snapshot.me.clone() else { return };
+        let Some(me) = snapshot.me.clone() else { return Farewell::Empty };
         if snapshot.liveness == Some(Liveness::Stopping) && prove(door).await {
-            return;
+            return Farewell::Empty;
         }
         if snapshot.liveness == Some(Liveness::Alive) {
             let mut request = DrainRequest::new(door.capture.clone(), format!("shutdown of {}", door.capture));
@@ -41,8 +50,7 @@ async fn until_drained(door: &Door, addr: SocketAddr) {
             match ask(addr, request).await {
                 Ok(_) => {}
                 Err(ClientError::Refused(Refusal::NoPeers(_))) => {
-                    tracing::warn!(capture = %door.capture, "no other capture could take the work");
-                    return;
+                    return Farewell::Alone;
                 }
                 Err(error) => tracing::info!(capture = %door.capture, %error, "the drain of this capture has to wait"),
             }

@@ -10,6 +10,7 @@ use std::{
 
 use serde_json::Value;
 use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
     process::{Child, Command},
     sync::oneshot,
     task::JoinHandle,
@@ -40,6 +41,22 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// Runs a command to its end: its exit code, and what it says on standard error.
+pub(crate) async fn run(args: &[&str], servers: &str) -> (i32, String) {
+    let output = output(args, servers).await;
+    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+async fn output(args: &[&str], servers: &str) -> std::process::Output {
+    let mut command = Command::new(BINARY);
+    command.args(args).env("CAPTUREDRAIN_SERVER", servers).stdin(Stdio::null()).kill_on_drop(true);
+    time::timeout(Duration::from_mins(2), command.output()).await.expect("a command that ends").unwrap()
+}
+
+async fn send(pid: u32, signal: &str) {
+    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().await.unwrap().success());
+}
+
 /// Captures of one cluster, each a process; killed when this goes.
 pub(crate) struct Cluster {
     name: String,
@@ -54,16 +71,32 @@ impl Cluster {
 
     pub(crate) fn start(&mut self, id: &str) {
         let port = free_port();
-        let child = Command::new(BINARY)
+        let child = self.spawn(id, port, 1);
+        self.captures.insert(id.to_owned(), (port, child));
+    }
+
+    /// Starts one process with several captures; it goes by the name that theirs begin with.
+    pub(crate) fn start_several(&mut self, id: &str, captures: u16) {
+        let port = loop {
+            let port = free_port();
+            if (port..port + captures).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
+                break port;
+            }
+        };
+        let child = self.spawn(id, port, captures);
+        self.captures.insert(id.to_owned(), (port, child));
+    }
+
+    fn spawn(&self, id: &str, port: u16, captures: u16) -> Child {
+        Command::new(BINARY)
             .args(["server", "--cluster", &self.name, "--store", &self.store, "--id", id])
             .args(["--addr", &format!("127.0.0.1:{port}"), "--lease", "3s", "--heartbeat", "300ms"])
-            .args(["--shutdown-timeout", "60s", "--log", "warn"])
+            .args(["--captures", &captures.to_string(), "--shutdown-timeout", "60s", "--log", "warn"])
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
             .kill_on_drop(true)
             .spawn()
-            .unwrap();
-        self.captures.insert(id.to_owned(), (port, child));
+            .unwrap()
     }
 
     fn servers(&self) -> String {
@@ -71,16 +104,27 @@ impl Cluster {
         urls.join(",")
     }
 
-    /// Runs a command to its end: its exit code, and what it says on standard error.
     pub(crate) async fn run(&self, args: &[&str]) -> (i32, String) {
-        let output = self.output(args).await;
-        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+        run(args, &self.servers()).await
     }
 
-    async fn output(&self, args: &[&str]) -> std::process::Output {
+    /// Runs a command, and sends it SIGINT once it has said something.
+    pub(crate) async fn interrupted(&self, args: &[&str]) -> (i32, String) {
         let mut command = Command::new(BINARY);
         command.args(args).env("CAPTUREDRAIN_SERVER", self.servers()).stdin(Stdio::null()).kill_on_drop(true);
-        time::timeout(Duration::from_mins(2), command.output()).await.expect("a command that ends").unwrap()
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut said = String::new();
+        let ended = async {
+            // The second line follows the first look at the drain, when signals are listened for.
+            stderr.read_line(&mut said).await.unwrap();
+            stderr.read_line(&mut said).await.unwrap();
+            send(child.id().unwrap(), "-INT").await;
+            stderr.read_to_string(&mut said).await.unwrap();
+            child.wait().await.unwrap().code().unwrap_or(-1)
+        };
+        let code = time::timeout(PATIENCE, ended).await.expect("an end after SIGINT");
+        (code, said)
     }
 
     pub(crate) async fn ok(&self, args: &[&str]) {
@@ -89,7 +133,7 @@ impl Cluster {
     }
 
     pub(crate) async fn try_json(&self, args: &[&str]) -> Option<Value> {
-        let output = self.output(&[args, &["-o", "json"]].concat()).await;
+        let output = output(&[args, &["-o", "json"]].concat(), &self.servers()).await;
         output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
     }
 
@@ -132,9 +176,18 @@ impl Cluster {
         .await
     }
 
+    /// One that does not coordinate, of all that are registered.
+    pub(crate) async fn a_follower_of_all(&self) -> String {
+        let captures = self.json(&["captures"]).await;
+        let follower = captures.as_array().unwrap().iter().find(|capture| capture["is_coordinator"] == false);
+        follower.unwrap()["id"].as_str().unwrap().to_owned()
+    }
+
+    /// One of the processes that does not coordinate.
     pub(crate) async fn a_follower(&self) -> String {
         let coordinator = self.coordinator().await;
-        self.captures.keys().find(|id| **id != coordinator).unwrap().clone()
+        // The last, since clients ask the first first, and tests let their target stand still.
+        self.captures.keys().rfind(|id| **id != coordinator).unwrap().clone()
     }
 
     /// SIGKILL.
@@ -144,8 +197,7 @@ impl Cluster {
     }
 
     async fn signal(&self, id: &str, signal: &str) {
-        let pid = self.captures[id].1.id().unwrap().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().await.unwrap().success());
+        send(self.captures[id].1.id().unwrap(), signal).await;
     }
 
     /// SIGSTOP.

@@ -1,0 +1,122 @@
+//! The command line as a person meets it: what cannot be done is said in one sentence, with the right exit code.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+#[path = "support/processes.rs"]
+#[allow(dead_code, reason = "shared with the tests on etcd")]
+mod processes;
+
+use std::{fs, net::TcpListener, path::Path, time::Duration};
+
+use capturedrain::store::{AnyStore, Store as _};
+use capturedrain_core::store::{Op, Txn};
+use processes::{Cluster, run, wait_for};
+
+/// Runs a command that fails, and checks its exit code and its sentence.
+async fn fails(args: &[&str], code: i32, says: &str) {
+    let (ended, sentence) = run(args, "http://127.0.0.1:9").await;
+    assert_eq!(ended, code, "{args:?}: {sentence}");
+    let last = sentence.lines().last().unwrap_or_default();
+    assert!(last.starts_with("capturedrain: ") && last.contains(says), "{args:?}: {sentence}");
+}
+
+fn embedded(path: &Path) -> String {
+    format!("embedded:{}", path.display())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_cannot_start_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let store = embedded(&folder.path().join("store.redb"));
+    fails(&["server", "--store", "etcd://127.0.0.1:9"], 5, "etcd at http://127.0.0.1:9 does not answer").await;
+    fails(&["server", "--store", "redis://h:1"], 2, "\"redis://h:1\" is not a store").await;
+    fails(&["server", "--store", &store, "--addr", "0.0.0.0:1"], 2, "not a loopback address").await;
+    fails(&["server", "--store", "etcd://h:1", "--captures", "3"], 2, "embedded").await;
+    fails(&["server", "--store", &store, "--heartbeat", "9s"], 2, "--heartbeat").await;
+    let held = TcpListener::bind(&taken).ok();
+    fails(&["server", "--store", &store, "--addr", &taken], 12, &format!("cannot listen on {taken}")).await;
+    drop(held);
+    let damaged = folder.path().join("damaged.redb");
+    fs::write(&damaged, vec![7; 65_536]).unwrap();
+    fails(&["server", "--store", &embedded(&damaged), "--addr", "127.0.0.1:0"], 12, "damaged.redb is damaged").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_in_use_or_of_a_newer_build_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = embedded(&folder.path().join("store.redb"));
+    let store = AnyStore::open(&url, "default").await.unwrap();
+    fails(&["server", "--store", &url, "--addr", "127.0.0.1:0"], 12, "is in use by another process").await;
+    let newer: &[u8] = br#"{"version":99}"#;
+    let op = Op::Put { key: "drain/record".into(), value: newer.into(), lease: None };
+    store.txn(Txn { compares: Vec::new(), ops: vec![op] }).await.unwrap();
+    drop(store);
+    fails(&["server", "--store", &url, "--addr", "127.0.0.1:0"], 12, "drain/record has version 99").await;
+    let store = AnyStore::open(&url, "default").await.unwrap();
+    assert_eq!(&*store.get("drain/record").await.unwrap().unwrap().value, newer);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_cannot_ask_says_why() {
+    fails(&["captures"], 5, "no answer from 127.0.0.1:9").await;
+    fails(&["captures", "--server", "ftp://h:1"], 2, "\"ftp://h:1\" is not a server").await;
+    fails(&["apply", "-f", "/nonexistent.yaml"], 3, "/nonexistent.yaml cannot be read").await;
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = folder.path().join("drain.yaml");
+    let text = "apiVersion: capturedrain.io/v1alpha1\nkind: CaptureDrain\nmetadata: {name: x}\nspec:\n  \
+                clusterRef: {serviceName: a}\n  targte: {captureID: b}\n";
+    fs::write(&manifest, text).unwrap();
+    fails(&["apply", "-f", manifest.to_str().unwrap()], 2, "unknown field `targte`").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_of_one_cannot_be_drained() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::new("default", &embedded(&folder.path().join("store.redb")));
+    cluster.start("only");
+    cluster.wait_for_captures(1).await;
+    let (code, sentence) = cluster.run(&["drain", "only"]).await;
+    assert_eq!((code, sentence.contains("no other capture is alive")), (4, true), "{sentence}");
+    let create = |sink: &'static str| ["changefeed", "create", "--id", "f", "--source", "synthetic://", "--sink", sink];
+    let (code, sentence) = cluster.run(&create("file:///dev/null/x")).await;
+    assert_eq!((code, sentence.contains("sink folder /dev/null/x cannot be used")), (12, true), "{sentence}");
+    let (code, sentence) = cluster.run(&create("s3://x")).await;
+    assert_eq!((code, sentence.contains("\"s3://x\" is not a sink")), (2, true), "{sentence}");
+    let status = cluster.terminate("only").await;
+    assert!(status.success(), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_is_applied_and_printed_with_its_status() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::new("default", &embedded(&folder.path().join("store.redb")));
+    cluster.start_several("capture", 3);
+    cluster.wait_for_captures(3).await;
+    cluster.ok(&["changefeed", "create", "--id", "f", "--source", "synthetic://", "--sink", "blackhole://"]).await;
+    cluster.wait_for_dispatchers("f", 8).await;
+    let target = cluster.a_follower_of_all().await;
+    let manifest = folder.path().join("drain.yaml");
+    let text = format!(
+        "apiVersion: capturedrain.io/v1alpha1\nkind: CaptureDrain\nmetadata: {{name: x}}\nspec:\n  \
+         clusterRef: {{serviceName: a}}\n  target: {{captureID: {target}}}\n"
+    );
+    fs::write(&manifest, text).unwrap();
+    let applied = cluster.json(&["apply", "--wait", "-f", manifest.to_str().unwrap()]).await;
+    let status = &applied["status"];
+    assert_eq!((&status["phase"], &status["captureID"]), (&"Succeeded".into(), &target.as_str().into()), "{applied}");
+    let conditions = status["conditions"].as_array().unwrap();
+    let drained = conditions.iter().find(|condition| condition["type"] == "Drained").unwrap();
+    assert_eq!((&drained["status"], &drained["reason"]), (&"True".into(), &"Proven".into()), "{applied}");
+    // Another of a capture that nobody knows ends at once.
+    fs::write(&manifest, fs::read_to_string(&manifest).unwrap().replace(&target, "nobody")).unwrap();
+    let (code, _) = cluster.run(&["apply", "--wait", "-f", manifest.to_str().unwrap()]).await;
+    assert_eq!(code, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_proves_its_sink() {
+    let ended = wait_for(Duration::from_mins(1), "the demo", || async { Some(run(&["demo"], "").await) }).await;
+    assert_eq!(ended.0, 0, "{ended:?}");
+}
