@@ -203,7 +203,8 @@ impl EtcdFeed {
         if self.cursor == 0 {
             return Ok(Stage::Snapshot { revision, next: self.start.clone() });
         }
-        let from = i64::try_from(self.cursor + 1).unwrap_or(i64::MAX);
+        // From what is known already: a watch that begins in the future gets no notice of progress until that comes.
+        let from = i64::try_from(self.cursor).unwrap_or(i64::MAX);
         let options = WatchOptions::new().with_range(self.end.clone()).with_start_revision(from);
         let mut watch = call(&self.url, client.watch(self.start.clone(), Some(options))).await?;
         let created = call(&self.url, watch.message()).await?;
@@ -301,9 +302,10 @@ impl EtcdFeed {
             let resolved_at_ms = asked.map_or(0, |(_, at_ms)| at_ms);
             return Ok(Some(Batch { rows: Vec::new(), resolved_ts: self.cursor, resolved_at_ms }));
         }
+        let known = self.cursor;
         let mut rows = Vec::with_capacity(message.events().len());
         for event in message.events() {
-            if let Some(kv) = event.kv() {
+            if let Some(kv) = event.kv().filter(|kv| unsigned(kv.mod_revision()) > known) {
                 self.cursor = self.cursor.max(unsigned(kv.mod_revision()));
                 rows.extend(self.row(kv, event.event_type()));
             }
