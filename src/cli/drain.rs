@@ -17,7 +17,7 @@ use super::{
     value,
 };
 use crate::{
-    client::{Client, ClusterView},
+    client::{Client, ClientError, ClusterView},
     view::{DrainAccepted, DrainEndView},
 };
 
@@ -180,7 +180,13 @@ async fn wait(client: &Client, capture: &CaptureId, epoch: DrainEpoch, common: &
         let view = match view {
             Some(Ok(view)) => view,
             Some(Err(error)) => {
-                progress.say(&format!("the coordinator is lost, the drain stands in the store: {error}"));
+                let why = match error {
+                    ClientError::Unreachable { reason, .. } => reason,
+                    other => other.to_string(),
+                };
+                progress.say(&format!(
+                    "the coordinator is lost ({why}); the drain stands in the store, waiting for the next"
+                ));
                 continue;
             }
             None => return Err(Failure::new(Exit::Internal, "following the drain ended")),

@@ -135,16 +135,24 @@ async fn stream(
         tokio::select! {
             biased;
             ended = &mut delivery => {
-                return Some(ended.err().map_or_else(|| "the stream was closed".to_owned(), |s| s.message().to_owned()));
+                return Some(why(ended));
             }
             _ = sending => {}
         }
         tokio::select! {
             ended = &mut delivery => {
-                return Some(ended.err().map_or_else(|| "the stream was closed".to_owned(), |s| s.message().to_owned()));
+                return Some(why(ended));
             }
             message = messages.recv() => next = Some(message?),
         }
+    }
+}
+
+/// Why a stream ended: by the last cause that is known.
+fn why(ended: Result<Response<pb::DeliverResponse>, Status>) -> String {
+    match ended {
+        Ok(_) => "the stream was closed".to_owned(),
+        Err(status) => std::error::Error::source(&status).map_or_else(|| status.message().to_owned(), cause),
     }
 }
 

@@ -10,6 +10,8 @@ pub(crate) struct Faults {
     pub(crate) delay_ms: u64,
     pub(crate) loss: u64,
     pub(crate) doubled: u64,
+    /// Arrives a second time, many seconds later.
+    pub(crate) late: u64,
     pub(crate) keep_lost: u64,
     pub(crate) write_unknown: u64,
     pub(crate) watch_breaks: u64,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use capturedrain_core::{
-    model::{CaptureId, ChangefeedConfig, ChangefeedId, DrainRequest, Instant, Liveness, Request},
+    model::{CaptureId, ChangefeedConfig, ChangefeedId, DrainRequest, Instant, KeyName, Liveness, Request},
     mutant::Mutant,
     process::Event,
 };
@@ -19,6 +19,8 @@ use crate::{
 const BAD: Duration = Duration::from_mins(1);
 /// How long everything may take to come to an end afterwards.
 const GOOD: Duration = Duration::from_mins(4);
+/// How long pauses and leases of the bad time take to run out.
+const SETTLING: Duration = Duration::from_secs(30);
 /// More events than any history should need.
 const EVENTS_MAX: u64 = 400_000;
 /// Changefeeds at the start.
@@ -38,9 +40,16 @@ struct Scenario {
     calm: bool,
     /// What is dead at the end of the bad time stays dead, as long as somebody lives.
     few_come_back: bool,
+    /// Messages arrive long after they mattered, and what goes wrong comes at the worst moment.
+    spiteful: bool,
+    /// When the good time began, and when somebody was last seen in office.
+    good_since: Option<Instant>,
+    coordinated_at: Instant,
     feeds: BTreeSet<ChangefeedId>,
     paused: BTreeSet<ChangefeedId>,
     terminated: BTreeSet<usize>,
+    /// Started anew; its hook asks for the proof as soon as it is registered.
+    reborn: Option<usize>,
     next_act: Instant,
 }
 
@@ -51,9 +60,13 @@ pub(crate) fn run(seed: u64, mutant: Option<Mutant>) -> Outcome {
         world: World::new(seed, captures, mutant),
         calm: seed % 4 == 1,
         few_come_back: seed % 3 == 1,
+        spiteful: matches!(seed % 8, 3 | 4 | 6 | 7),
+        good_since: None,
+        coordinated_at: Instant::default(),
         feeds: BTreeSet::new(),
         paused: BTreeSet::new(),
         terminated: BTreeSet::new(),
+        reborn: None,
         next_act: Instant(Duration::from_millis(500)),
     };
     let violation = scenario.live(seed).err();
@@ -70,6 +83,9 @@ impl Scenario {
         let random = self.world.rng.next_u64();
         // Every fifth history is a good day from end to end.
         self.world.faults = if seed.is_multiple_of(5) { Faults::none() } else { Faults::some(random) };
+        if self.spiteful {
+            self.world.faults.late = 20;
+        }
         while self.world.now < Instant(BAD) {
             self.step()?;
             if self.world.now >= self.next_act {
@@ -101,7 +117,33 @@ impl Scenario {
         if self.world.events > EVENTS_MAX {
             return Err(Violation { invariant: "bounded_traffic", what: format!("{EVENTS_MAX} events and no end") });
         }
+        if let Some(who) = self.reborn
+            && self.world.member(who).is_some()
+        {
+            self.reborn = None;
+            self.prove_by(who);
+        }
+        if std::mem::take(&mut self.world.end_in_doubt) && self.spiteful {
+            self.cancel();
+        }
+        if self.world.events.is_multiple_of(64) {
+            self.coordinator_exists()?;
+        }
         check(&mut self.world).map_or(Ok(()), Err)
+    }
+
+    /// Within two lease periods somebody is in office, once pauses and leases of the bad time have run out.
+    fn coordinator_exists(&mut self) -> Result<(), Violation> {
+        let now = self.world.now;
+        let settled = self.good_since.is_some_and(|since| now > since + SETTLING);
+        if !settled || truth::coordinator(&self.world).is_some() {
+            self.coordinated_at = now;
+        }
+        if now.since(self.coordinated_at) > self.world.options.lease * 2 {
+            let what = "nobody has been in office for two lease periods".to_owned();
+            return Err(Violation { invariant: "coordinator_exists", what });
+        }
+        Ok(())
     }
 
     fn running_feeds(&self) -> BTreeSet<ChangefeedId> {
@@ -118,7 +160,68 @@ impl Scenario {
     fn make_good(&mut self) {
         self.world.faults = Faults::none();
         self.world.note(|| "the bad time is over".to_owned());
+        self.good_since = Some(self.world.now);
+        if self.spiteful && self.world.chance(500) {
+            self.leave_one();
+        }
         self.keep_alive();
+    }
+
+    /// Only a capture that is not `Alive` is left, if there is one: it has to become so again.
+    fn leave_one(&mut self) {
+        let sealed = truth::registrations(&self.world)
+            .into_iter()
+            .find(|registration| truth::liveness(&self.world, registration) != Liveness::Alive);
+        let found = sealed.and_then(|sealed| self.world.procs.iter().position(|proc| proc.id == sealed.id));
+        let Some(left) = found.filter(|who| self.world.procs[*who].process.is_some() && !self.terminated.contains(who))
+        else {
+            return;
+        };
+        self.few_come_back = true;
+        for who in (0..self.world.procs.len()).filter(|who| *who != left) {
+            self.terminated.remove(&who);
+            if self.world.procs[who].process.is_some() {
+                self.world.crash(who);
+            }
+        }
+    }
+
+    /// The coordinator dies, and with it whatever it was about to do; what it has sent is on its way.
+    fn behead(&mut self) {
+        let office = truth::coordinator(&self.world);
+        let found = office.and_then(|office| self.world.procs.iter().position(|proc| proc.id == office.capture));
+        if let Some(who) = found.filter(|who| self.world.procs[*who].process.is_some()) {
+            self.world.crash(who);
+        }
+    }
+
+    /// A capture that is not `Alive` is started anew under its name, so fast that its mark is still there.
+    fn rebirth(&mut self) {
+        let sealed = truth::registrations(&self.world)
+            .into_iter()
+            .find(|registration| truth::liveness(&self.world, registration) != Liveness::Alive);
+        let found = sealed.and_then(|sealed| self.world.procs.iter().position(|proc| proc.id == sealed.id));
+        let Some(who) = found.filter(|who| self.world.procs[*who].process.is_some()) else { return };
+        let key = KeyName::Capture(self.world.procs[who].id.clone()).key();
+        let lease = self.world.store.get(&key).and_then(|entry| entry.lease);
+        self.world.crash(who);
+        self.terminated.remove(&who);
+        if let Some(lease) = lease {
+            self.world.store.revoke(lease);
+        }
+        self.world.start(who);
+        self.reborn = Some(who);
+    }
+
+    /// The coordinator loses its lease, and whoever follows it loses its registration while it takes office.
+    fn usurp(&mut self) {
+        let candidates = self.world.store.list("owner/", "owner0");
+        let first = candidates.entries.iter().min_by_key(|entry| entry.create_revision);
+        if let Some(lease) = first.and_then(|first| first.lease) {
+            self.world.note(|| "the coordinator's lease ends early".to_owned());
+            self.world.store.revoke(lease);
+            self.world.usurping = true;
+        }
     }
 
     /// What ended by itself or was told to end is started again, as a kubelet would.
@@ -154,6 +257,13 @@ impl Scenario {
     }
 
     fn act(&mut self) {
+        if self.spiteful && !self.calm && self.world.chance(150) {
+            return match self.world.random(3) {
+                0 => self.usurp(),
+                1 => self.behead(),
+                _ => self.rebirth(),
+            };
+        }
         let most = if self.calm { 17 } else { 25 };
         match self.world.random(most) {
             0..=5 => {
@@ -263,7 +373,10 @@ impl Scenario {
             .find(|registration| truth::liveness(&self.world, registration) == Liveness::Stopping);
         let (anybody, _) = self.any_capture();
         let found = stopping.and_then(|found| self.world.procs.iter().position(|proc| proc.id == found.id));
-        let who = found.unwrap_or(anybody);
+        self.prove_by(found.unwrap_or(anybody));
+    }
+
+    fn prove_by(&mut self, who: usize) {
         if self.world.procs[who].process.is_none() || self.world.procs[who].paused_until > self.world.now {
             return;
         }

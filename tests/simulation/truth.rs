@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use capturedrain_core::{
     model::{
         Body, Candidacy, CaptureId, ChangefeedEpoch, ChangefeedId, ChangefeedInfo, ChangefeedState, Command, CommitTs,
-        DrainEnd, DrainEpoch, DrainRecord, DrainState, Envelope, Incarnation, Instant, KeyName, LastEpoch, Liveness,
-        LivenessMark, NodeEpoch, Position, Registration, SpanId, WriterEpoch, decode,
+        DrainEnd, DrainEpoch, DrainRecord, DrainState, Envelope, Heartbeat, Incarnation, Instant, KeyName, LastEpoch,
+        Liveness, LivenessMark, NodeEpoch, Order, Placement, Position, Registration, SpanId, Stamp, Term, WriterEpoch,
+        decode,
     },
-    work::WorkOrder,
+    work::{DispatcherKey, WorkOrder},
 };
 
 use crate::{
@@ -44,6 +45,8 @@ pub(crate) struct Truth {
     heard: BTreeMap<Incarnation, DrainState>,
     /// Maintainers that were ever started, where.
     started: BTreeMap<(ChangefeedId, ChangefeedEpoch), Incarnation>,
+    /// Starts that had an effect.
+    starts: BTreeSet<(ChangefeedId, ChangefeedEpoch)>,
     /// Maintainers that ever began to plan.
     triggered: BTreeSet<(ChangefeedId, ChangefeedEpoch)>,
     /// Captures whose hook has the proof.
@@ -51,6 +54,15 @@ pub(crate) struct Truth {
     /// When each coordinator last told each capture.
     told: BTreeMap<CaptureId, Instant>,
     triggers: BTreeMap<CaptureId, BTreeSet<(ChangefeedId, ChangefeedEpoch)>>,
+    /// The highest coordinator, and the highest maintainer of each changefeed, that reached each life.
+    terms: BTreeMap<Incarnation, Term>,
+    maintainers: BTreeMap<(Incarnation, ChangefeedId), ChangefeedEpoch>,
+    /// The highest coordinator that each life has answered.
+    answered: BTreeMap<Incarnation, Term>,
+    /// What each life last said that it has heard.
+    echoes: BTreeMap<Incarnation, Stamp>,
+    /// Where each maintainer last said that its dispatchers are.
+    spread: BTreeMap<(ChangefeedId, ChangefeedEpoch), Option<BTreeMap<CaptureId, u64>>>,
     violations: Vec<Violation>,
     checked: Option<u64>,
     now: Instant,
@@ -68,7 +80,93 @@ impl Truth {
             self.told.insert(envelope.to.capture.clone(), self.now);
             // A coordinator hears what it tells, and that does not pass the network.
             self.hears(&envelope.from, &beat.state);
+            self.check_gate(envelope, beat);
         }
+        if let Body::Order { order: Order::Create { .. }, .. } = &envelope.body {
+            self.check_destination(envelope);
+        }
+        if let Body::Report { term, report } = &envelope.body {
+            let highest = self.answered.entry(envelope.from.clone()).or_default();
+            if *term < *highest {
+                let what = format!("{} answers term {term} after {highest}", envelope.from);
+                self.violations.push(broken("fenced_command", what));
+            }
+            *highest = (*highest).max(*term);
+            let before = self.echoes.insert(envelope.from.clone(), report.echo).unwrap_or_default();
+            if report.echo < before {
+                let what = format!("{} goes back from {before:?} to {:?}", envelope.from, report.echo);
+                self.violations.push(broken("fenced_command", what));
+            }
+            for said in &report.maintainers {
+                self.spread.insert((said.changefeed.clone(), said.epoch), said.dispatchers.clone());
+            }
+        }
+    }
+
+    /// `no_new_work_on_target`: who may get work has echoed the very state that says so.
+    fn check_gate(&mut self, envelope: &Envelope, beat: &Heartbeat) {
+        for who in beat.destinations.iter().filter(|who| **who != envelope.from) {
+            let alive = beat.state.liveness(who) == Some(Liveness::Alive);
+            if !alive || self.echoes.get(who).is_none_or(|echo| *echo < beat.state.stamp) {
+                let what = format!("{who} may get work without having echoed {:?}", beat.state.stamp);
+                self.violations.push(broken("no_new_work_on_target", what));
+            }
+        }
+    }
+
+    /// `no_new_work_on_target`: who has echoed a state orders nothing onto what that seals.
+    fn check_destination(&mut self, envelope: &Envelope) {
+        let heard = self.heard.get(&envelope.from);
+        let echoed = heard.filter(|state| self.echoes.get(&envelope.from) == Some(&state.stamp));
+        if echoed.is_some_and(|state| state.seals(&envelope.to)) {
+            let what = format!("{} orders work onto {}", envelope.from, envelope.to);
+            self.violations.push(broken("no_new_work_on_target", what));
+        }
+    }
+
+    /// Whether a message has no authority over this life any more; if it has, it is remembered.
+    pub(crate) fn is_stale(&mut self, me: &Incarnation, envelope: &Envelope) -> bool {
+        if envelope.to != *me {
+            return true;
+        }
+        match &envelope.body {
+            Body::Command { term, .. } => {
+                let highest = self.terms.entry(me.clone()).or_default();
+                let stale = *term < *highest;
+                *highest = (*highest).max(*term);
+                stale
+            }
+            Body::Order { changefeed, epoch, .. } => {
+                let highest = self.maintainers.entry((me.clone(), changefeed.clone())).or_default();
+                let stale = *epoch < *highest;
+                *highest = (*highest).max(*epoch);
+                stale
+            }
+            Body::Report { .. } | Body::Status { .. } => false,
+        }
+    }
+
+    /// A message without authority had an effect.
+    pub(crate) fn obeys(&mut self, id: &CaptureId, message: &str) {
+        self.violations.push(broken("fenced_command", format!("{id} obeys {message}")));
+    }
+
+    /// A maintainer is started once for each placement.
+    pub(crate) fn starts(&mut self, changefeed: &ChangefeedId, epoch: ChangefeedEpoch) {
+        if !self.starts.insert((changefeed.clone(), epoch)) {
+            let what = format!("maintainer {changefeed} epoch {epoch} is started a second time");
+            self.violations.push(broken("one_owner", what));
+        }
+    }
+
+    /// A stop of an older writer ends a newer one.
+    pub(crate) fn kills_newer(&mut self, id: &CaptureId, key: &DispatcherKey) {
+        self.violations.push(broken("fenced_command", format!("an older stop ends {key:?} on {id}")));
+    }
+
+    pub(crate) fn writes_out_of_office(&mut self, me: Option<&Incarnation>, acting: Option<&Incarnation>) {
+        let what = format!("a write of {me:?} takes effect, while {acting:?} is in office");
+        self.violations.push(broken("fenced_command", what));
     }
 
     /// A message arrives; whether the receiver takes it is for the receiver to decide.
@@ -283,11 +381,35 @@ fn liveness_forward(world: &mut World) -> Option<Violation> {
         let ended = now == Liveness::Alive && before != Liveness::Alive;
         let excused =
             ended && (record(world).is_none_or(|r| r.target != registration.id) || before == Liveness::Stopping);
+        if before == Liveness::Draining
+            && now == Liveness::Stopping
+            && let Some(what) = on_the_way(world, &registration.id)
+        {
+            return Some(broken("proof_of_completion", what));
+        }
         if !forward || skipped || (ended && !excused) {
             return Some(broken("liveness_forward", format!("{} goes from {before:?} to {now:?}", registration.id)));
         }
     }
     None
+}
+
+/// A present maintainer that has something on a capture, or has never said where anything is. What the coordinator's own
+/// maintainers say does not pass the network.
+fn on_the_way(world: &World, target: &CaptureId) -> Option<String> {
+    let office = coordinator(world);
+    let placed = world.store.list("changefeed/place/", "changefeed/place0");
+    placed.entries.iter().find_map(|entry| {
+        let Some(KeyName::ChangefeedPlace(changefeed)) = KeyName::parse(&entry.key) else { return None };
+        let place: Placement = decode(&entry.key, &entry.value).unwrap();
+        if office.as_ref() == Some(&place.host) || !runs(world, &changefeed) {
+            return None;
+        }
+        match world.truth.spread.get(&(changefeed.clone(), place.epoch)) {
+            Some(Some(counts)) if !counts.contains_key(target) => None,
+            said => Some(format!("the maintainer of {changefeed} said {said:?} when {target} was proven empty")),
+        }
+    })
 }
 
 fn no_draining_coordinator(world: &World) -> Option<Violation> {

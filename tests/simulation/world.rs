@@ -1,15 +1,20 @@
 //! Captures, store, network and data path in virtual time, driven by a seed.
 
-use std::{collections::BTreeMap, fmt::Write as _, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt::Write as _,
+    sync::Arc,
+    time::Duration,
+};
 
 use capturedrain_core::{
     model::{
-        CaptureId, Envelope, Incarnation, Instant, KeyName, Liveness, NodeEpoch, Now, Options, PROTOCOL, Registration,
-        Request, RequestId, UnixMillis, VALUE_VERSION, decode,
+        Body, Candidacy, CaptureId, Command, Envelope, Incarnation, Instant, KeyName, Liveness, NodeEpoch, Now,
+        Options, Order, PROTOCOL, Registration, Request, RequestId, UnixMillis, VALUE_VERSION, decode,
     },
     mutant::{Mutant, Mutants},
     process::{Effect, Event, Lane, Process},
-    store::{LeaseId, Model, Revision, Txn, TxnOutcome},
+    store::{LeaseId, Model, Op, Revision, Txn, TxnOutcome},
     work::WorkOrder,
 };
 use rand_chacha::{
@@ -43,6 +48,8 @@ pub(crate) enum Happening {
     Commit {
         who: usize,
         life: u32,
+        /// As whom it was written.
+        me: Option<Incarnation>,
         lane: Lane,
         txn: Txn,
         heard: bool,
@@ -72,6 +79,11 @@ pub(crate) enum Happening {
         life: u32,
         effect: Effect,
     },
+    /// A pause may be over.
+    Resume {
+        who: usize,
+        life: u32,
+    },
     /// The clocks of data paths and watches tick.
     Tick,
 }
@@ -83,6 +95,8 @@ pub(crate) struct Proc {
     /// Counts the processes of this name.
     pub(crate) life: u32,
     pub(crate) paused_until: Instant,
+    /// What has arrived while it was paused.
+    backlog: VecDeque<Event>,
     started_at: Instant,
     /// The revision that its watch has told, and when that arrives.
     watched: Option<Revision>,
@@ -105,6 +119,10 @@ pub(crate) struct World {
     pub(crate) truth: Truth,
     pub(crate) log: Vec<String>,
     pub(crate) events: u64,
+    /// Whoever takes office next loses its registration in that very moment.
+    pub(crate) usurping: bool,
+    /// Nobody knows whether a write that ends a drain took effect, or will.
+    pub(crate) end_in_doubt: bool,
     next_request: u64,
     pub(crate) answers: BTreeMap<u64, String>,
 }
@@ -135,6 +153,8 @@ impl World {
             truth: Truth::default(),
             log: Vec::new(),
             events: 0,
+            usurping: false,
+            end_in_doubt: false,
             next_request: 0,
             answers: BTreeMap::new(),
         };
@@ -153,6 +173,7 @@ impl World {
             process: None,
             life: 0,
             paused_until: Instant::default(),
+            backlog: VecDeque::new(),
             started_at: self.now,
             watched: None,
             watch_arrives: Instant::default(),
@@ -194,6 +215,7 @@ impl World {
         proc.process = None;
         proc.data = DataPath::default();
         proc.paused_until = self.now;
+        proc.backlog.clear();
         let id = proc.id.clone();
         self.truth.died(&id);
         self.note(|| format!("{id} dies"));
@@ -250,7 +272,14 @@ impl World {
                 self.tell(who, Event::Message(envelope));
                 return Some(who);
             }
-            Happening::Commit { who, life, lane, txn, heard } => self.commit(who, life, lane, &txn, heard),
+            Happening::Commit { who, life, me, lane, txn, heard } => {
+                let (acting, before) = (truth::coordinator(self), self.store.revision());
+                let decided = lane == Lane::Coordinator;
+                self.commit(who, life, lane, &txn, heard);
+                if decided && acting != me && self.store.revision() > before {
+                    self.truth.writes_out_of_office(me.as_ref(), acting.as_ref());
+                }
+            }
             Happening::List { who, life } => self.list(who, life),
             Happening::Grant { who, life, sent_at } => {
                 let lease = self.store.grant(self.options.lease, self.now);
@@ -264,6 +293,7 @@ impl World {
             }
             Happening::Revoke { lease } => self.store.revoke(lease),
             Happening::ReadPosition { who, life, effect } => self.read_position(who, life, &effect),
+            Happening::Resume { who, life } => self.resume(who, life),
             Happening::Tick => self.tick(),
         }
         None
@@ -365,22 +395,96 @@ impl World {
         if proc.process.is_none() {
             return;
         }
-        if proc.paused_until > now {
+        if proc.paused_until > now || !proc.backlog.is_empty() {
+            // What waits is taken in the order of its arrival: a connection keeps that.
+            let first = proc.backlog.is_empty();
+            proc.backlog.push_back(event);
             let (life, until) = (proc.life, proc.paused_until);
-            return self.at(until.since(now) + Duration::from_micros(1), Happening::Tell { who, life, event });
+            return if first {
+                self.at(until.since(now), Happening::Resume { who, life })
+            };
         }
+        self.tell_now(who, event);
+    }
+
+    /// A process that was paused takes what has waited for it.
+    fn resume(&mut self, who: usize, life: u32) {
+        let proc = &mut self.procs[who];
+        if proc.life != life {
+            return;
+        }
+        if proc.paused_until > self.now {
+            let until = proc.paused_until;
+            return self.at(until.since(self.now), Happening::Resume { who, life });
+        }
+        while let Some(event) = self.procs[who].backlog.pop_front() {
+            self.tell_now(who, event);
+        }
+    }
+
+    fn tell_now(&mut self, who: usize, event: Event) {
+        let now = self.now;
+        let proc = &mut self.procs[who];
         let id = proc.id.clone();
+        if let Event::Message(envelope) = &event
+            && let Some(me) = proc.process.as_ref().and_then(Process::me)
+            && self.truth.is_stale(&me, envelope)
+        {
+            // What was due anyway is done before, so that all that follows is the message's doing.
+            let envelope = envelope.clone();
+            self.tell_now(who, Event::Wake);
+            return self.tell_stale(who, envelope);
+        }
         let quiet = matches!(event, Event::Wake | Event::Work(_) | Event::LeaseKept { .. } | Event::Changed(_));
         if !quiet {
             let text = crate::readable::event(&event);
             self.note(|| format!("{id} <- {text}"));
         }
+        let started = match &event {
+            Event::Message(Envelope {
+                body: Body::Command { command: Command::StartMaintainer { changefeed, epoch, .. }, .. },
+                ..
+            }) => Some((changefeed.clone(), *epoch)),
+            _ => None,
+        };
+        let stopped = match &event {
+            Event::Message(Envelope { body: Body::Order { order: Order::Stop(stopped), .. }, .. }) => stopped.clone(),
+            _ => Vec::new(),
+        };
         let proc = &mut self.procs[who];
         let Some(process) = &mut proc.process else { return };
         let clock = Now { monotonic: Instant(now.since(proc.started_at)), wall: UnixMillis(now.0.as_millis() as u64) };
         let effects = process.handle(event, clock);
         proc.wakes_at = process.wake_at().map(|at| proc.started_at + at.0);
         for effect in effects {
+            if let Effect::Work(WorkOrder::StopDispatcher(key)) = &effect
+                && stopped.iter().any(|(span, writer)| *span == key.span && *writer < key.writer_epoch)
+            {
+                self.truth.kills_newer(&id, key);
+            }
+            if let (Effect::ReadPosition { changefeed, epoch }, Some((of, at))) = (&effect, &started)
+                && (changefeed, epoch) == (of, at)
+            {
+                self.truth.starts(changefeed, *epoch);
+            }
+            self.carry_out(who, effect);
+        }
+    }
+
+    /// `fenced_command`: a message of a lower generation, or for another life, does nothing.
+    fn tell_stale(&mut self, who: usize, envelope: Envelope) {
+        let now = self.now;
+        let proc = &mut self.procs[who];
+        let Some(process) = &mut proc.process else { return };
+        let clock = Now { monotonic: Instant(now.since(proc.started_at)), wall: UnixMillis(now.0.as_millis() as u64) };
+        let text = crate::readable::event(&Event::Message(envelope.clone()));
+        let effects = process.handle(Event::Message(envelope), clock);
+        let id = proc.id.clone();
+        self.note(|| format!("{id} <- stale {text}"));
+        for effect in effects {
+            if matches!(effect, Effect::Work(_) | Effect::ReadPosition { .. }) {
+                self.truth.obeys(&id, &text);
+            }
             self.carry_out(who, effect);
         }
     }
@@ -410,7 +514,7 @@ impl World {
             Effect::Write { lane, txn } => self.write(who, lane, txn, delay),
             Effect::ReadPosition { ref changefeed, epoch } => {
                 if let Some((me, stored)) = self.member(who) {
-                    let office = truth::coordinator(self).as_ref() == Some(&me);
+                    let office = self.in_office(who, &me);
                     self.truth.reads_position(&me, (stored, office), changefeed, epoch);
                 }
                 self.at(delay, Happening::ReadPosition { who, life, effect });
@@ -423,7 +527,7 @@ impl World {
                 // What is paused or removed leaves everywhere, without a maintainer that goes first.
                 let withdrawn = matches!(&order, WorkOrder::StopDispatcher(key) if !truth::runs(self, &key.changefeed));
                 if let Some((me, stored)) = self.member(who).filter(|_| !withdrawn) {
-                    let office = truth::coordinator(self).as_ref() == Some(&me);
+                    let office = self.in_office(who, &me);
                     self.truth.ordered(&me, (stored, office), &order);
                 }
                 self.procs[who].data.order(order, now_ts);
@@ -441,6 +545,12 @@ impl World {
         }
     }
 
+    /// Whether a process is coordinator, by the store or as far as it knows itself.
+    fn in_office(&self, who: usize, me: &Incarnation) -> bool {
+        let believes = || self.procs[who].process.as_ref().is_some_and(|process| process.snapshot().is_coordinator);
+        truth::coordinator(self).as_ref() == Some(me) || believes()
+    }
+
     /// The life that a process is registered in, and its liveness as the store has it.
     pub(crate) fn member(&self, who: usize) -> Option<(Incarnation, Liveness)> {
         let me = self.procs[who].process.as_ref().and_then(Process::me)?;
@@ -451,19 +561,29 @@ impl World {
 
     fn write(&mut self, who: usize, lane: Lane, txn: Txn, delay: Duration) {
         let life = self.procs[who].life;
-        if self.faults.store_is_away || self.chance(self.faults.write_unknown) {
+        let me = self.procs[who].process.as_ref().and_then(Process::me);
+        if self.usurping && lane == Lane::Agent && takes_office(&txn) {
+            self.usurping = false;
+            let key = KeyName::Capture(self.procs[who].id.clone()).key();
+            self.note(|| format!("{key} is deleted while its capture takes office"));
+            self.store.txn(&Txn { compares: Vec::new(), ops: vec![Op::Delete(key)] });
+        }
+        let ends_drain = txn.ops.iter().any(|op| op.key().starts_with("drain/history/"));
+        let spite = ends_drain && self.faults.late > 0 && self.chance(400);
+        if spite || self.faults.store_is_away || self.chance(self.faults.write_unknown) {
+            self.end_in_doubt |= ends_drain;
             // Nobody hears what became of it: it may be lost, may have taken effect, or may do so much later.
             let event = Event::Written { lane: lane.clone(), outcome: TxnOutcome::Unknown };
             self.at(delay * 2, Happening::Tell { who, life, event });
             let later = Duration::from_millis(self.random(6000));
             match self.random(3) {
                 0 => {}
-                1 => self.at(delay, Happening::Commit { who, life, lane, txn, heard: false }),
-                _ => self.at(delay * 3 + later, Happening::Commit { who, life, lane, txn, heard: false }),
+                1 => self.at(delay, Happening::Commit { who, life, me, lane, txn, heard: false }),
+                _ => self.at(delay * 3 + later, Happening::Commit { who, life, me, lane, txn, heard: false }),
             }
             return;
         }
-        self.at(delay, Happening::Commit { who, life, lane, txn, heard: true });
+        self.at(delay, Happening::Commit { who, life, me, lane, txn, heard: true });
     }
 
     fn send(&mut self, envelope: Envelope) {
@@ -474,6 +594,28 @@ impl World {
         if self.chance(self.faults.doubled) {
             let later = Duration::from_millis(self.random(5000));
             self.at(later, Happening::Arrive { envelope: envelope.clone() });
+        }
+        let starts = matches!(&envelope.body, Body::Command { command: Command::StartMaintainer { .. }, .. });
+        if starts && self.faults.late > 0 && self.chance(500) {
+            // A second copy that arrives when its maintainer may have come and gone.
+            let later = Duration::from_millis(self.random(40_000));
+            self.at(later, Happening::Arrive { envelope: envelope.clone() });
+        }
+        // Beats and reports are many, and repeated anyway: what acts is worth more trouble.
+        let many = matches!(
+            &envelope.body,
+            Body::Command { command: Command::Heartbeat(_), .. } | Body::Report { .. } | Body::Status { .. }
+        );
+        let late = if many { self.faults.late } else { self.faults.late * 15 };
+        if late > 0 && self.chance(late) {
+            // Long after it mattered: leases have run out, and somebody else is in office.
+            let least = if self.chance(500) { 200 } else { 4000 };
+            let later = Duration::from_millis(least + self.random(least * 5));
+            self.at(later, Happening::Arrive { envelope: envelope.clone() });
+            // Either that is a second copy, or the first was on its way all that time.
+            if self.chance(500) {
+                return;
+            }
         }
         let delay = self.delay();
         self.at(delay, Happening::Arrive { envelope });
@@ -486,4 +628,14 @@ impl World {
         self.tell(who, Event::Request { id: RequestId(id), request });
         id
     }
+}
+
+/// Whether a transaction makes its writer the acting coordinator.
+fn takes_office(txn: &Txn) -> bool {
+    txn.ops.iter().any(|op| match op {
+        Op::Put { key, value, .. } if key.starts_with(KeyName::OWNERS) => {
+            decode::<Candidacy>(key, value).is_ok_and(|candidacy| candidacy.acting)
+        }
+        _ => false,
+    })
 }
