@@ -8,6 +8,9 @@ mod crd;
 mod manifest;
 mod plan;
 mod status;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+mod tests;
 mod validate;
 
 use crate::view::{CaptureView, DrainEndView, DrainView};

@@ -400,9 +400,10 @@ impl World {
             let first = proc.backlog.is_empty();
             proc.backlog.push_back(event);
             let (life, until) = (proc.life, proc.paused_until);
-            return if first {
-                self.at(until.since(now), Happening::Resume { who, life })
-            };
+            if first {
+                self.at(until.since(now), Happening::Resume { who, life });
+            }
+            return;
         }
         self.tell_now(who, event);
     }

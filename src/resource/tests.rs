@@ -1,0 +1,243 @@
+//! Runs of a `CaptureDrain` from stage to stage, against clusters that are written down.
+
+use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, Refusal, WorkCount};
+use jiff::Timestamp;
+
+use super::{
+    Action, CaptureDrain, Observed, Outcome, Stage, ending, is_drained, is_finished, parse, plan, stalled, status,
+    validate,
+};
+use crate::view::{BlockerView, CaptureView, DrainEndView, DrainView, WorkView};
+
+const INITIAL: WorkView = WorkView { maintainers: 1, dispatchers: 3 };
+
+fn drain(target: &str) -> CaptureDrain {
+    let text = format!(
+        "apiVersion: capturedrain.io/v1alpha1\nkind: CaptureDrain\nmetadata: {{name: x, generation: 1}}\nspec:\n  \
+         clusterRef: {{serviceName: cdc}}\n  target: {{{target}}}\n"
+    );
+    parse(&text, "test").unwrap().remove(0)
+}
+
+fn capture(id: &str, node_epoch: &str) -> CaptureView {
+    CaptureView {
+        id: id.to_owned(),
+        node_epoch: node_epoch.to_owned(),
+        address: "h:1".to_owned(),
+        pod_name: Some(format!("pod-{id}")),
+        pod_uid: Some(format!("uid-{id}")),
+        version: "1".to_owned(),
+        liveness: "Alive".to_owned(),
+        is_coordinator: id == "a",
+        heard: true,
+        maintainer_count: Some(1),
+        dispatcher_count: Some(3),
+    }
+}
+
+fn cluster() -> Observed {
+    Observed { captures: vec![capture("a", "0a"), capture("b", "0b")], ..Observed::default() }
+}
+
+fn draining(target: &str, left: Option<WorkView>) -> Observed {
+    let drain = DrainView {
+        is_draining: true,
+        draining_capture_id: Some(target.to_owned()),
+        drain_epoch: 7,
+        phase: Some(
+            if left.is_some_and(|left| left.maintainers == 0) { "MovingDispatchers" } else { "MovingMaintainers" }
+                .to_owned(),
+        ),
+        remaining_maintainer_count: left.map(|left| left.maintainers),
+        remaining_dispatcher_count: left.map(|left| left.dispatchers),
+        initial: Some(INITIAL),
+        ..DrainView::default()
+    };
+    Observed { drain, ..cluster() }
+}
+
+fn ended(outcome: &str) -> Observed {
+    let end = DrainEndView {
+        drain_epoch: 7,
+        target: "b".to_owned(),
+        node_epoch: "0b".to_owned(),
+        outcome: outcome.to_owned(),
+        initial: INITIAL,
+        requesters: Vec::new(),
+        reason: None,
+        started_at: "2026-01-01T00:00:00Z".to_owned(),
+        ended_at: "2026-01-01T00:00:01Z".to_owned(),
+        duration_ms: 1000,
+    };
+    Observed { ends: vec![end], ..cluster() }
+}
+
+/// One round. What it wanted done.
+fn round(drain: &mut CaptureDrain, observed: &Observed, outcome: &Outcome, second: i64) -> Action {
+    let aim = validate(drain, observed);
+    let plan = plan(drain, &aim, observed);
+    let now = Timestamp::from_second(1_800_000_000 + second).unwrap();
+    drain.status = Some(status(drain, &aim, &plan, outcome, observed, now));
+    plan.action
+}
+
+fn started() -> Outcome {
+    Outcome::Answered(Answer::Draining { epoch: DrainEpoch(7), current: WorkCount::default() })
+}
+
+fn condition<'a>(drain: &'a CaptureDrain, kind: &str) -> (&'a str, &'a str) {
+    let conditions = &drain.status.as_ref().unwrap().conditions;
+    let found = conditions.iter().find(|condition| condition.type_ == kind);
+    found.map_or(("", ""), |found| (found.status.as_str(), found.reason.as_str()))
+}
+
+fn check(drain: &CaptureDrain, phase: &str, conditions: &[(&str, &str, &str)]) {
+    assert_eq!(drain.status.as_ref().unwrap().phase.as_deref(), Some(phase));
+    for (kind, is, reason) in conditions {
+        assert_eq!(condition(drain, kind), (*is, *reason), "{kind}");
+    }
+}
+
+#[test]
+fn a_drain_from_its_acceptance_to_its_end() {
+    let mut drain = drain("captureID: b");
+    let action = round(&mut drain, &cluster(), &started(), 0);
+    let Action::Start(request) = action else { panic!("{action:?}") };
+    assert_eq!((request.capture, request.pod_uid.as_deref()), (CaptureId::new("b").unwrap(), Some("uid-b")));
+    assert_eq!(request.node_epoch.unwrap().to_string(), "000000000000000b");
+    check(&drain, "Draining", &[("Accepted", "True", "Accepted"), ("Drained", "False", "ProgressUnknown")]);
+
+    round(&mut drain, &draining("b", Some(INITIAL)), &Outcome::Idle, 1);
+    check(&drain, "Draining", &[("Drained", "False", "InProgress"), ("Reconciling", "True", "MovingMaintainers")]);
+    let left = WorkView { maintainers: 0, dispatchers: 2 };
+    round(&mut drain, &draining("b", Some(left)), &Outcome::Idle, 2);
+    check(&drain, "Draining", &[("Reconciling", "True", "MovingDispatchers")]);
+    let remaining = drain.status.as_ref().unwrap().progress.as_ref().unwrap().remaining.unwrap();
+    assert_eq!((remaining.maintainers, remaining.dispatchers), (Some(0), Some(2)));
+
+    round(&mut drain, &ended("Drained"), &Outcome::Idle, 3);
+    check(
+        &drain,
+        "Succeeded",
+        &[
+            ("Drained", "True", "Proven"),
+            ("Succeeded", "True", "CaptureStopping"),
+            ("Finished", "True", "CaptureStopping"),
+            ("Reconciling", "False", "CaptureStopping"),
+        ],
+    );
+    let last = drain.clone();
+    assert_eq!(round(&mut drain, &cluster(), &Outcome::Idle, 9), Action::Nothing);
+    assert_eq!(drain, last, "what has ended does not change any more");
+}
+
+#[test]
+fn nothing_is_written_when_nothing_but_time_has_passed() {
+    let mut drain = drain("captureID: b");
+    round(&mut drain, &cluster(), &started(), 0);
+    round(&mut drain, &draining("b", Some(INITIAL)), &Outcome::Idle, 1);
+    let before = drain.clone();
+    round(&mut drain, &draining("b", Some(INITIAL)), &Outcome::Idle, 60);
+    assert_eq!(drain, before);
+}
+
+#[test]
+fn what_is_unknown_is_absent_and_never_zero() {
+    let mut drain = drain("captureID: b");
+    round(&mut drain, &cluster(), &started(), 0);
+    round(&mut drain, &draining("b", None), &Outcome::Idle, 1);
+    check(&drain, "Draining", &[("Drained", "False", "ProgressUnknown")]);
+    assert_eq!(drain.status.unwrap().progress.unwrap().remaining, None);
+}
+
+#[test]
+fn a_pod_is_proven_empty_and_the_run_ends_when_it_is_gone() {
+    let mut drain = drain("podName: pod-b");
+    round(&mut drain, &cluster(), &started(), 0);
+    round(&mut drain, &ended("Drained"), &Outcome::Idle, 1);
+    check(&drain, "Drained", &[("Drained", "True", "Proven"), ("Reconciling", "True", "AwaitingPodDeletion")]);
+    assert!(is_drained(&drain) && !is_finished(&drain));
+    let gone = Observed { captures: vec![capture("a", "0a")], ..ended("Drained") };
+    round(&mut drain, &gone, &Outcome::Idle, 2);
+    check(&drain, "Succeeded", &[("Drained", "True", "Proven"), ("Finished", "True", "PodGone")]);
+}
+
+#[test]
+fn a_new_registration_voids_the_proof() {
+    let mut drain = drain("podName: pod-b");
+    round(&mut drain, &cluster(), &started(), 0);
+    round(&mut drain, &ended("Drained"), &Outcome::Idle, 1);
+    let reborn = Observed { captures: vec![capture("a", "0a"), capture("b", "0c")], ..ended("Drained") };
+    round(&mut drain, &reborn, &Outcome::Idle, 2);
+    check(&drain, "Failed", &[("Drained", "False", "InProgress"), ("Succeeded", "False", "TargetReplaced")]);
+}
+
+#[test]
+fn another_drain_comes_first() {
+    let mut drain = drain("captureID: b");
+    assert_eq!(round(&mut drain, &draining("a", None), &Outcome::Idle, 0), Action::Nothing);
+    check(&drain, "Queued", &[("Reconciling", "True", "BlockedByDrain")]);
+    assert_eq!(drain.status.as_ref().unwrap().blocked_by[0].name.as_deref(), Some("a"));
+    // The same, found out by asking.
+    let other = Refusal::OtherDrain { target: CaptureId::new("a").unwrap(), epoch: DrainEpoch(3) };
+    round(&mut drain, &cluster(), &Outcome::Refused(other), 1);
+    check(&drain, "Queued", &[("Reconciling", "True", "BlockedByDrain")]);
+    round(&mut drain, &cluster(), &started(), 2);
+    check(&drain, "Draining", &[]);
+}
+
+#[test]
+fn every_end_has_its_reason() {
+    for (outcome, reason) in [("Cancelled", "Withdrawn"), ("TargetGone", "TargetGone"), ("NoPeers", "NoPeers")] {
+        let mut drain = drain("captureID: b");
+        round(&mut drain, &cluster(), &started(), 0);
+        round(&mut drain, &ended(outcome), &Outcome::Idle, 1);
+        assert_eq!(ending(&drain), Some(reason));
+        check(&drain, "Failed", &[("Drained", "False", "InProgress"), ("Succeeded", "False", reason)]);
+    }
+    for (target, reason) in [("captureID: nobody", "NotACapture"), ("podName: nobody", "PodNotFound")] {
+        let mut drain = drain(target);
+        round(&mut drain, &cluster(), &Outcome::Idle, 0);
+        check(&drain, "Failed", &[("Accepted", "False", reason), ("Finished", "True", reason)]);
+    }
+    let mut drain = drain("captureID: b, podUID: another");
+    round(&mut drain, &cluster(), &Outcome::Idle, 0);
+    assert_eq!(ending(&drain), Some("NotACapture"));
+}
+
+#[test]
+fn what_stalls_says_so_and_goes_on_when_it_can() {
+    let mut drain = drain("captureID: b");
+    let away = Observed { unreachable: Some("no answer".to_owned()), ..Observed::default() };
+    assert_eq!(round(&mut drain, &away, &Outcome::Idle, 0), Action::Nothing);
+    check(&drain, "Unknown", &[("Stalled", "True", "ClusterUnreachable")]);
+    round(&mut drain, &cluster(), &Outcome::Refused(Refusal::NoPeers(CaptureId::new("b").unwrap())), 1);
+    assert_eq!(stalled(&drain), Some("NoDestination"));
+    round(&mut drain, &cluster(), &started(), 2);
+    let mut held = draining("b", Some(INITIAL));
+    held.drain.blocked_by = vec![BlockerView { kind: "DeadlineHeld".to_owned(), name: None }];
+    round(&mut drain, &held, &Outcome::Idle, 3);
+    assert_eq!(stalled(&drain), Some("DeadlineHeld"));
+    round(&mut drain, &draining("b", Some(INITIAL)), &Outcome::Idle, 4);
+    assert_eq!(stalled(&drain), None);
+    let mut late = draining("b", Some(INITIAL));
+    late.drain.proceeds = true;
+    round(&mut drain, &late, &Outcome::Idle, 5);
+    assert_eq!(ending(&drain), Some("DeadlineProceeded"));
+}
+
+#[test]
+fn a_deleted_object_withdraws_its_own_drain_only() {
+    let mut drain = drain("captureID: b");
+    round(&mut drain, &cluster(), &started(), 0);
+    let deleted = Timestamp::from_second(1_800_000_001).unwrap();
+    drain.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(deleted));
+    let mut others = draining("b", Some(INITIAL));
+    others.drain.drain_epoch = 8;
+    let aim = validate(&drain, &others);
+    assert_eq!(plan(&drain, &aim, &others).action, Action::Nothing, "epoch 8 is another's");
+    let ours = draining("b", Some(INITIAL));
+    let action = plan(&drain, &aim, &ours);
+    assert_eq!(action.action, Action::Cancel { capture: CaptureId::new("b").unwrap(), epoch: DrainEpoch(7) });
+    assert_eq!(action.stage, Stage::Ended { reason: "Withdrawn", succeeded: false });
+}
