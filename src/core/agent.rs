@@ -310,7 +310,7 @@ impl Agent {
             (_, true) if !self.mutants.has(Mutant::CandidateWhileDraining) => {
                 self.write(Draft::default().delete(view, &KeyName::Owner(me.clone())).finish())
             }
-            _ => self.make_exception(view, me, lease),
+            _ => self.make_exception(view, me, lease, now),
         }
     }
 
@@ -340,7 +340,7 @@ impl Agent {
     }
 
     /// No registered capture is `Alive`: this one becomes so again, unless one joined meanwhile.
-    fn make_exception(&mut self, view: &View, me: &Incarnation, lease: LeaseId) -> Vec<AgentOutput> {
+    fn make_exception(&mut self, view: &View, me: &Incarnation, lease: LeaseId, now: Now) -> Vec<AgentOutput> {
         let needed = !view.anybody_alive() && view.owners.is_empty();
         if !needed || self.last_life || self.mutants.has(Mutant::NoException) {
             return Vec::new();
@@ -356,7 +356,7 @@ impl Agent {
             let end = DrainEnd {
                 version: VALUE_VERSION,
                 outcome: DrainOutcome::NoPeers,
-                ended_at_ms: record.value.started_at_ms,
+                ended_at_ms: now.wall,
                 record: record.value.clone(),
             };
             draft =

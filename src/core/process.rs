@@ -133,12 +133,18 @@ impl Process {
     }
 
     fn load(&mut self, listing: &Listing) {
-        match View::load(listing, self.mutants) {
-            Ok(view) if self.view.as_ref().is_none_or(|known| known.revision <= view.revision) => {
-                self.view = Some(view);
-            }
-            Ok(_) => {}
+        let view = match View::load(listing, self.mutants) {
+            Ok(view) => view,
             Err(error) => return self.effects.push(Effect::Halt(error)),
+        };
+        // Listings and changes arrive in the order of the store, so only a store that was restored goes back.
+        let went_back = self.view.as_ref().is_some_and(|known| view.revision < known.revision);
+        self.view = Some(view);
+        if went_back {
+            self.effects.push(Effect::Log(Line::warn("the store went back, starting anew").of(self.agent.id())));
+            self.heard = None;
+            let outputs = self.agent.leave();
+            self.carry_out_agent(outputs);
         }
         self.agent.reloaded();
         if let Some(coordinator) = &mut self.coordinator {

@@ -21,6 +21,15 @@ pub(crate) fn table(n: usize) -> Span {
     }
 }
 
+/// When a table gets its first key, and when it loses its last, in a history in which tables change.
+pub(crate) fn lifetime(n: usize) -> (CommitTs, CommitTs) {
+    match n {
+        0 => (0, 35_000),
+        1 => (0, CommitTs::MAX),
+        n => (n as CommitTs * 10_000, CommitTs::MAX),
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct Dispatcher {
     pub(crate) start_ts: CommitTs,
@@ -31,7 +40,8 @@ pub(crate) struct Dispatcher {
 #[derive(Debug, Clone)]
 struct Trigger {
     start_ts: CommitTs,
-    announced: bool,
+    /// Up to where its tables were told; nothing yet.
+    told_ts: Option<CommitTs>,
     stopping: bool,
 }
 
@@ -41,9 +51,14 @@ pub(crate) struct DataPath {
     pub(crate) dispatchers: BTreeMap<DispatcherKey, Dispatcher>,
     triggers: BTreeMap<(ChangefeedId, ChangefeedEpoch), Trigger>,
     stop_all: bool,
+    tables_change: bool,
 }
 
 impl DataPath {
+    pub(crate) fn new(tables_change: bool) -> Self {
+        Self { tables_change, ..Self::default() }
+    }
+
     pub(crate) fn order(&mut self, order: WorkOrder, _now_ts: CommitTs) {
         match order {
             WorkOrder::StartDispatcher { key, start_ts, .. } => {
@@ -55,12 +70,12 @@ impl DataPath {
                 }
             }
             WorkOrder::StartTrigger { changefeed, epoch, start_ts, .. } => {
-                let trigger = Trigger { start_ts, announced: false, stopping: false };
+                let trigger = Trigger { start_ts, told_ts: None, stopping: false };
                 self.triggers.entry((changefeed, epoch)).or_insert(trigger);
             }
             WorkOrder::StopTrigger { changefeed, epoch } => {
                 let trigger = self.triggers.entry((changefeed, epoch));
-                trigger.or_insert(Trigger { start_ts: 0, announced: true, stopping: true }).stopping = true;
+                trigger.or_insert(Trigger { start_ts: 0, told_ts: None, stopping: true }).stopping = true;
             }
             WorkOrder::StopAll => self.stop_all = true,
         }
@@ -74,7 +89,7 @@ impl DataPath {
     /// Works for a moment, and tells what came of it.
     pub(crate) fn tick(&mut self, now_ts: CommitTs, rng: &mut ChaCha8Rng) -> Vec<WorkEvent> {
         if self.stop_all {
-            *self = Self::default();
+            *self = Self::new(self.tables_change);
             return vec![WorkEvent::AllStopped];
         }
         let mut events = Vec::new();
@@ -105,22 +120,35 @@ impl DataPath {
                 events.push(WorkEvent::TriggerStopped { changefeed, epoch });
                 continue;
             }
-            let tables = (0..TABLES).map(|n| (table(n), 0));
-            let born = if trigger.announced { Vec::new() } else { tables.collect() };
-            trigger.announced = true;
             let resolved_ts = now_ts.max(trigger.start_ts);
-            events.push(WorkEvent::Tables {
-                changefeed,
-                epoch,
-                born,
-                ended: Vec::new(),
-                resolved_ts,
-                resolved_at_ms: resolved_ts,
-            });
+            let (born, ended) = changes(self.tables_change, trigger, resolved_ts);
+            trigger.told_ts = Some(resolved_ts);
+            events.push(WorkEvent::Tables { changefeed, epoch, born, ended, resolved_ts, resolved_at_ms: resolved_ts });
         }
         for key in gone {
             self.triggers.remove(&key);
         }
         events
     }
+}
+
+/// Tables with their first commit timestamp, and tables with their last.
+type Births = Vec<(Span, CommitTs)>;
+type Ends = Vec<(Arc<str>, CommitTs)>;
+
+/// Tables that a trigger has to tell of: first those that are there, then those that come and go.
+fn changes(change: bool, trigger: &Trigger, until: CommitTs) -> (Births, Ends) {
+    let tables = (0..TABLES).map(|n| (table(n), if change { lifetime(n) } else { (0, CommitTs::MAX) }));
+    let (mut born, mut ended) = (Vec::new(), Vec::new());
+    for (table, (birth, end)) in tables {
+        let since = trigger.told_ts.unwrap_or(trigger.start_ts);
+        let there_at_start = trigger.told_ts.is_none() && birth <= since && since < end;
+        if there_at_start || (birth > since && birth <= until) {
+            born.push((table.clone(), birth.max(if there_at_start { since + 1 } else { 0 })));
+        }
+        if end > since && end <= until {
+            ended.push((table.table, end));
+        }
+    }
+    (born, ended)
 }

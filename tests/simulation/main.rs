@@ -15,6 +15,7 @@ mod datapath;
 mod faults;
 mod mutants;
 mod readable;
+mod restore;
 mod scenario;
 mod truth;
 mod world;

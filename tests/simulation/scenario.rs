@@ -23,6 +23,8 @@ const GOOD: Duration = Duration::from_mins(4);
 const SETTLING: Duration = Duration::from_secs(30);
 /// More events than any history should need.
 const EVENTS_MAX: u64 = 400_000;
+/// Most captures that ever join.
+const CAPTURES_MAX: usize = 7;
 /// Changefeeds at the start.
 const FEEDS: usize = 4;
 
@@ -56,11 +58,12 @@ struct Scenario {
 /// Runs one history.
 pub(crate) fn run(seed: u64, mutant: Option<Mutant>) -> Outcome {
     let captures = 2 + (seed % 4) as usize;
+    let spiteful = matches!(seed % 8, 3 | 4 | 6 | 7);
     let mut scenario = Scenario {
-        world: World::new(seed, captures, mutant),
+        world: World::new(seed, captures, mutant, spiteful),
         calm: seed % 4 == 1,
         few_come_back: seed % 3 == 1,
-        spiteful: matches!(seed % 8, 3 | 4 | 6 | 7),
+        spiteful,
         good_since: None,
         coordinated_at: Instant::default(),
         feeds: BTreeSet::new(),
@@ -264,6 +267,9 @@ impl Scenario {
                 _ => self.rebirth(),
             };
         }
+        if self.spiteful && self.world.procs.len() < CAPTURES_MAX && self.world.chance(30) {
+            return self.world.add(self.world.procs.len());
+        }
         let most = if self.calm { 17 } else { 25 };
         match self.world.random(most) {
             0..=5 => {
@@ -324,7 +330,8 @@ impl Scenario {
         let (who, id) = self.any_capture();
         let pause = Duration::from_millis(self.world.random(15_000));
         let until = self.world.now + pause;
-        self.world.procs[who].paused_until = until;
+        let pause_ends = &mut self.world.procs[who].paused_until;
+        *pause_ends = until.max(*pause_ends);
         self.world.note(|| format!("{id} is paused for {pause:?}"));
     }
 

@@ -1,6 +1,9 @@
 //! What is really the case, seen from outside, and the invariants that it is held against.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use capturedrain_core::{
     model::{
@@ -9,11 +12,12 @@ use capturedrain_core::{
         Liveness, LivenessMark, NodeEpoch, Order, Placement, Position, Registration, SpanId, Stamp, Term, WriterEpoch,
         decode,
     },
+    process::Process,
     work::{DispatcherKey, WorkOrder},
 };
 
 use crate::{
-    datapath::{DataPath, TABLES, table},
+    datapath::{DataPath, TABLES, lifetime, table},
     world::World,
 };
 
@@ -27,6 +31,9 @@ pub(crate) struct Violation {
 fn broken(invariant: &'static str, what: impl Into<String>) -> Violation {
     Violation { invariant, what: what.into() }
 }
+
+/// The clocks of the simulation tick so often; a beat may be late by a little more.
+const SLACK: Duration = Duration::from_millis(120);
 
 /// What a writer wrote: from, to.
 type Writers = BTreeMap<WriterEpoch, (CommitTs, CommitTs)>;
@@ -52,7 +59,9 @@ pub(crate) struct Truth {
     /// Captures whose hook has the proof.
     proven: BTreeSet<CaptureId>,
     /// When each coordinator last told each capture.
-    told: BTreeMap<CaptureId, Instant>,
+    told: BTreeMap<(Incarnation, Incarnation), Instant>,
+    /// Since when each coordinator has known of each capture.
+    known: BTreeMap<(Incarnation, Incarnation), Instant>,
     triggers: BTreeMap<CaptureId, BTreeSet<(ChangefeedId, ChangefeedEpoch)>>,
     /// The highest coordinator, and the highest maintainer of each changefeed, that reached each life.
     terms: BTreeMap<Incarnation, Term>,
@@ -77,7 +86,7 @@ impl Truth {
 
     pub(crate) fn sends(&mut self, envelope: &Envelope) {
         if let Body::Command { command: Command::Heartbeat(beat), .. } = &envelope.body {
-            self.told.insert(envelope.to.capture.clone(), self.now);
+            self.told.insert((envelope.from.clone(), envelope.to.clone()), self.now);
             // A coordinator hears what it tells, and that does not pass the network.
             self.hears(&envelope.from, &beat.state);
             self.check_gate(envelope, beat);
@@ -280,9 +289,9 @@ impl Truth {
 
     /// How far a span is in the sink without a gap, as a reader sees it: rows of an older writer above the start of a
     /// later one do not count.
-    fn covered(&self, changefeed: &ChangefeedId, span: SpanId) -> CommitTs {
-        let Some(writers) = self.sink.get(&(changefeed.clone(), span)) else { return 0 };
-        let mut reached = 0;
+    fn covered(&self, changefeed: &ChangefeedId, span: SpanId, (birth, end): (CommitTs, CommitTs)) -> CommitTs {
+        let Some(writers) = self.sink.get(&(changefeed.clone(), span)) else { return birth.saturating_sub(1) };
+        let mut reached = birth.saturating_sub(1);
         let writers: Vec<_> = writers.values().collect();
         for (n, (start, written)) in writers.iter().enumerate() {
             let fence = writers[n + 1..].iter().map(|(start, _)| *start).min().unwrap_or(CommitTs::MAX);
@@ -290,7 +299,8 @@ impl Truth {
                 reached = reached.max((*written).min(fence));
             }
         }
-        reached
+        // Nothing comes after the end.
+        if reached >= end { CommitTs::MAX } else { reached }
     }
 }
 
@@ -338,7 +348,7 @@ pub(crate) fn check(world: &mut World) -> Option<Violation> {
         return Some(violation.clone());
     }
     if world.events.is_multiple_of(32)
-        && let Some(violation) = batch_bound(world)
+        && let Some(violation) = batch_bound(world).or_else(|| told_in_time(world))
     {
         return Some(violation);
     }
@@ -478,16 +488,40 @@ fn checkpoint_forward(world: &mut World) -> Option<Violation> {
     None
 }
 
+fn lifetime_in(world: &World, n: usize) -> (CommitTs, CommitTs) {
+    if world.tables_change { lifetime(n) } else { (0, CommitTs::MAX) }
+}
+
 fn checkpoint_covers_plan(world: &World) -> Option<Violation> {
     for (id, _, position) in positions(world) {
         for n in 0..TABLES {
-            let covered = world.truth.covered(&id, table(n).id());
+            let covered = world.truth.covered(&id, table(n).id(), lifetime_in(world, n));
             if covered < position.checkpoint_ts {
                 let what = format!(
                     "{id} table {n}: the sink has up to {covered}, the checkpoint is {}",
                     position.checkpoint_ts
                 );
                 return Some(broken("checkpoint_covers_plan", what));
+            }
+        }
+    }
+    None
+}
+
+/// Every capture that a coordinator knows has been sent the drain state within a heartbeat period.
+fn told_in_time(world: &mut World) -> Option<Violation> {
+    let limit = world.options.heartbeat + SLACK;
+    for proc in world.procs.iter().filter(|proc| proc.paused_until + SLACK < world.now) {
+        let Some(snapshot) = proc.process.as_ref().map(Process::snapshot) else { continue };
+        let Some(me) = snapshot.me.clone().filter(|_| snapshot.is_coordinator) else { continue };
+        for (id, status) in snapshot.captures.iter().filter(|(id, _)| **id != me.capture) {
+            let who = Incarnation { capture: id.clone(), node_epoch: status.registration.node_epoch };
+            let pair = (me.clone(), who);
+            let known = *world.truth.known.entry(pair.clone()).or_insert(world.now);
+            let told = world.truth.told.get(&pair).copied().unwrap_or_default().max(known).max(proc.paused_until);
+            if world.now.since(told) > limit {
+                let what = format!("{} was not told by {me} for {:?}", pair.1, world.now.since(told));
+                return Some(broken("told_in_time", what));
             }
         }
     }
@@ -522,6 +556,12 @@ pub(crate) fn unfinished(world: &World, running: &BTreeSet<ChangefeedId>, since_
                 .iter()
                 .flat_map(|proc| proc.data.dispatchers.keys().filter(|key| key.changefeed == *id && key.span == span))
                 .collect();
+            if lifetime_in(world, n).1 < since_ts {
+                if live.is_empty() {
+                    continue;
+                }
+                return Some(broken("progress", format!("table {n} of {id} has ended, and is still worked on")));
+            }
             if live.is_empty() {
                 return Some(broken("no_orphan", format!("nobody works on table {n} of {id}")));
             }

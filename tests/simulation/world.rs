@@ -15,7 +15,7 @@ use capturedrain_core::{
     mutant::{Mutant, Mutants},
     process::{Effect, Event, Lane, Process},
     store::{LeaseId, Model, Op, Revision, Txn, TxnOutcome},
-    work::WorkOrder,
+    work::{DispatcherKey, WorkOrder},
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -23,7 +23,7 @@ use rand_chacha::{
 };
 
 use crate::{
-    datapath::DataPath,
+    datapath::{DataPath, TABLES, lifetime, table},
     faults::Faults,
     truth::{self, Truth},
 };
@@ -119,6 +119,8 @@ pub(crate) struct World {
     pub(crate) truth: Truth,
     pub(crate) log: Vec<String>,
     pub(crate) events: u64,
+    /// Tables are born and end in the course of the history.
+    pub(crate) tables_change: bool,
     /// Whoever takes office next loses its registration in that very moment.
     pub(crate) usurping: bool,
     /// Nobody knows whether a write that ends a drain took effect, or will.
@@ -128,7 +130,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, captures: usize, mutant: Option<Mutant>) -> Self {
+    pub(crate) fn new(seed: u64, captures: usize, mutant: Option<Mutant>, tables_change: bool) -> Self {
         let options = Options {
             lease: Duration::from_secs(4),
             heartbeat: Duration::from_millis(500),
@@ -153,6 +155,7 @@ impl World {
             truth: Truth::default(),
             log: Vec::new(),
             events: 0,
+            tables_change,
             usurping: false,
             end_in_doubt: false,
             next_request: 0,
@@ -178,7 +181,7 @@ impl World {
             watched: None,
             watch_arrives: Instant::default(),
             wakes_at: None,
-            data: DataPath::default(),
+            data: DataPath::new(self.tables_change),
         });
         self.start(n);
     }
@@ -213,7 +216,7 @@ impl World {
         let proc = &mut self.procs[who];
         proc.life += 1;
         proc.process = None;
-        proc.data = DataPath::default();
+        proc.data = DataPath::new(self.tables_change);
         proc.paused_until = self.now;
         proc.backlog.clear();
         let id = proc.id.clone();
@@ -372,6 +375,10 @@ impl World {
             return;
         }
         let life = self.procs[who].life;
+        if self.store.revision() < seen {
+            // A restored store: the watch cannot go on.
+            return self.list(who, life);
+        }
         if self.chance(self.faults.watch_breaks) {
             return self.list(who, life);
         }
@@ -525,8 +532,13 @@ impl World {
                 let id = self.procs[who].id.clone();
                 self.note(|| format!("{id} -> {}", crate::readable::work(&order)));
                 let now_ts = self.source_ts();
-                // What is paused or removed leaves everywhere, without a maintainer that goes first.
-                let withdrawn = matches!(&order, WorkOrder::StopDispatcher(key) if !truth::runs(self, &key.changefeed));
+                // What is paused, removed or ended leaves everywhere, without a maintainer that goes first.
+                let ended = |key: &DispatcherKey| {
+                    let of = (0..TABLES).find(|n| table(*n).id() == key.span);
+                    self.tables_change && of.is_some_and(|n| lifetime(n).1 <= now_ts)
+                };
+                let withdrawn = matches!(&order, WorkOrder::StopDispatcher(key)
+                    if ended(key) || !truth::runs(self, &key.changefeed));
                 if let Some((me, stored)) = self.member(who).filter(|_| !withdrawn) {
                     let office = self.in_office(who, &me);
                     self.truth.ordered(&me, (stored, office), &order);
