@@ -9,7 +9,7 @@ SEED ?=
 SEEDS ?=
 SIMULATION := cargo test -p capturedrain-core --features mutants --test simulation
 
-.PHONY: help demo tools build check test simulate crd fmt clean
+.PHONY: help demo tools build check test simulate size crd fmt clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +42,9 @@ test: ## all tests, on a real etcd, and the simulation with its mutants
 
 simulate: ## more of the simulation: SEEDS=1000 runs that many, SEED=42 replays one with its log
 	$(if $(SEED),CAPTUREDRAIN_SIM_SEED=$(SEED) )$(if $(SEEDS),CAPTUREDRAIN_SIM_SEEDS=$(SEEDS) )$(SIMULATION) -- invariants_hold$(if $(SEED), --nocapture)
+
+size: ## what a million dispatchers cost: time, slowest event, memory
+	cargo test --release -p capturedrain-core --features mutants --test simulation -- --ignored --nocapture a_million
 
 crd: ## write crds/capturedrain.yaml anew, from the type
 	cargo run --quiet -- crd > crds/capturedrain.yaml.new && mv crds/capturedrain.yaml.new crds/capturedrain.yaml

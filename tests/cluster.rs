@@ -114,6 +114,8 @@ async fn who_stops_waiting_is_told_that_the_drain_goes_on() {
     let (code, sentence) = cluster.interrupted(&["drain", &target, "--wait"]).await;
     assert_eq!((code, sentence.contains("goes on")), (130, true), "{sentence}");
     assert!(sentence.contains(&format!("capturedrain cancel {target}")), "{sentence}");
+    let (code, sentence) = cluster.run(&["drain", &cluster.coordinator().await]).await;
+    assert_eq!((code, sentence.contains("one drain at a time")), (4, true), "{sentence}");
     cluster.resume(&target).await;
     cluster.ok(&["drain", &target, "--wait"]).await;
     prove(&etcd, &cluster, writer, &sink).await;

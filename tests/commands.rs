@@ -11,6 +11,10 @@ use std::{fs, net::TcpListener, path::Path, time::Duration};
 use capturedrain::store::{AnyStore, Store as _};
 use capturedrain_core::store::{Op, Txn};
 use processes::{Cluster, run, wait_for};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
 
 /// Runs a command that fails, and checks its exit code and its sentence.
 async fn fails(args: &[&str], code: i32, says: &str) {
@@ -86,6 +90,39 @@ async fn a_cluster_of_one_cannot_be_drained() {
     assert_eq!((code, sentence.contains("\"s3://x\" is not a sink")), (2, true), "{sentence}");
     let status = cluster.terminate("only").await;
     assert!(status.success(), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capture_answers_health_and_reflection() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::new("default", &embedded(&folder.path().join("store.redb")));
+    cluster.start("only");
+    cluster.wait_for_captures(1).await;
+    let channel = tonic::transport::Endpoint::from_shared(cluster.servers()).unwrap().connect().await.unwrap();
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel.clone());
+    let serving = wait_for(Duration::from_secs(10), "a healthy capture", || {
+        let mut health = health.clone();
+        async move {
+            let answer = health.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap().into_inner();
+            (answer.status() == tonic_health::pb::health_check_response::ServingStatus::Serving).then_some(())
+        }
+    });
+    serving.await;
+    assert!(health.check(tonic_health::pb::HealthCheckRequest { service: "none".to_owned() }).await.is_err());
+    let ask = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut reflection = ServerReflectionClient::new(channel);
+    let mut answers = reflection.server_reflection_info(tokio_stream::iter([ask])).await.unwrap().into_inner();
+    let Some(MessageResponse::ListServicesResponse(list)) = answers.message().await.unwrap().unwrap().message_response
+    else {
+        panic!("no list of services");
+    };
+    let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
+    for service in ["capturedrain.v1.DrainService", "capturedrain.v1.CaptureService", "grpc.health.v1.Health"] {
+        assert!(names.contains(&service), "{names:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

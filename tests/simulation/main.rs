@@ -17,6 +17,7 @@ mod mutants;
 mod readable;
 mod restore;
 mod scenario;
+mod size;
 mod truth;
 mod world;
 

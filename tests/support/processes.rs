@@ -99,7 +99,7 @@ impl Cluster {
             .unwrap()
     }
 
-    fn servers(&self) -> String {
+    pub(crate) fn servers(&self) -> String {
         let urls: Vec<_> = self.captures.values().map(|(port, _)| format!("http://127.0.0.1:{port}")).collect();
         urls.join(",")
     }
