@@ -21,6 +21,24 @@ pub(crate) fn table(n: usize) -> Span {
     }
 }
 
+/// Which table outgrows its span in a history in which tables change, and when.
+const SPLITS: usize = 1;
+const SPLITS_FROM: CommitTs = 20_000;
+
+/// A key in the middle of a table.
+pub(crate) fn middle(n: usize) -> Arc<[u8]> {
+    format!("/t{n}/m").into_bytes().into()
+}
+
+/// A key in each half of a table.
+pub(crate) fn halves(n: usize) -> [Vec<u8>; 2] {
+    [format!("/t{n}/a").into_bytes(), format!("/t{n}/z").into_bytes()]
+}
+
+pub(crate) fn covers(span: &Span, key: &[u8]) -> bool {
+    *span.start <= *key && *key < *span.end
+}
+
 /// When a table gets its first key, and when it loses its last, in a history in which tables change.
 pub(crate) fn lifetime(n: usize) -> (CommitTs, CommitTs) {
     match n {
@@ -32,6 +50,7 @@ pub(crate) fn lifetime(n: usize) -> (CommitTs, CommitTs) {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Dispatcher {
+    pub(crate) span: Span,
     pub(crate) start_ts: CommitTs,
     pub(crate) written_ts: CommitTs,
     stopping: bool,
@@ -61,8 +80,9 @@ impl DataPath {
 
     pub(crate) fn order(&mut self, order: WorkOrder, _now_ts: CommitTs) {
         match order {
-            WorkOrder::StartDispatcher { key, start_ts, .. } => {
-                self.dispatchers.entry(key).or_insert(Dispatcher { start_ts, written_ts: start_ts, stopping: false });
+            WorkOrder::StartDispatcher { key, span, start_ts, .. } => {
+                let dispatcher = Dispatcher { span, start_ts, written_ts: start_ts, stopping: false };
+                self.dispatchers.entry(key).or_insert(dispatcher);
             }
             WorkOrder::StopDispatcher(key) => {
                 if let Some(dispatcher) = self.dispatchers.get_mut(&key) {
@@ -107,7 +127,9 @@ impl DataPath {
             }
             dispatcher.written_ts = dispatcher.written_ts.max(now_ts);
             let checkpoint_ts = dispatcher.written_ts;
-            events.push(WorkEvent::Checkpoint { key: key.clone(), checkpoint_ts, split_at: None });
+            let grown = self.tables_change && dispatcher.span == table(SPLITS) && checkpoint_ts > SPLITS_FROM;
+            let split_at = grown.then(|| middle(SPLITS));
+            events.push(WorkEvent::Checkpoint { key: key.clone(), checkpoint_ts, split_at });
         }
         for key in ended {
             self.dispatchers.remove(&key);

@@ -239,7 +239,7 @@ impl Scenario {
             }
         }
         for feed in self.feeds.clone() {
-            self.ask(Request::CreateChangefeed { id: feed, config: config() });
+            self.ask(Request::CreateChangefeed { id: feed, config: config(self.spiteful) });
         }
     }
 
@@ -284,7 +284,7 @@ impl Scenario {
             9..=11 => {
                 let feeds: Vec<_> = self.feeds.iter().cloned().collect();
                 let feed = feeds[self.world.random(feeds.len() as u64) as usize].clone();
-                self.ask(Request::CreateChangefeed { id: feed, config: config() });
+                self.ask(Request::CreateChangefeed { id: feed, config: config(self.spiteful) });
             }
             12 => self.pause_or_resume(),
             13 | 14 => self.prove(),
@@ -398,11 +398,11 @@ impl Scenario {
     }
 }
 
-fn config() -> Arc<ChangefeedConfig> {
+fn config(splits: bool) -> Arc<ChangefeedConfig> {
     Arc::new(ChangefeedConfig {
         source: "synthetic://".into(),
         sink: "blackhole://".into(),
         start_ts: 0,
-        span_max_keys: 0,
+        span_max_keys: u64::from(splits),
     })
 }

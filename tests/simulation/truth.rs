@@ -9,15 +9,15 @@ use capturedrain_core::{
     model::{
         Body, Candidacy, CaptureId, ChangefeedEpoch, ChangefeedId, ChangefeedInfo, ChangefeedState, Command, CommitTs,
         DrainEnd, DrainEpoch, DrainRecord, DrainState, Envelope, Heartbeat, Incarnation, Instant, KeyName, LastEpoch,
-        Liveness, LivenessMark, NodeEpoch, Order, Placement, Position, Registration, SpanId, Stamp, Term, WriterEpoch,
-        decode,
+        Liveness, LivenessMark, NodeEpoch, Order, Placement, Position, Registration, Span, SpanId, Stamp, Term,
+        WriterEpoch, decode,
     },
     process::Process,
     work::{DispatcherKey, WorkOrder},
 };
 
 use crate::{
-    datapath::{DataPath, TABLES, lifetime, table},
+    datapath::{DataPath, Dispatcher, TABLES, covers, halves, lifetime},
     world::World,
 };
 
@@ -45,6 +45,8 @@ pub(crate) type Stored = (Liveness, bool);
 #[derive(Debug, Default)]
 pub(crate) struct Truth {
     sink: BTreeMap<(ChangefeedId, SpanId), Writers>,
+    /// Every span that ever had a writer.
+    spans: BTreeMap<SpanId, Span>,
     positions: BTreeMap<ChangefeedId, (u64, CommitTs)>,
     last_epoch: DrainEpoch,
     liveness: BTreeMap<(CaptureId, NodeEpoch), Liveness>,
@@ -204,7 +206,8 @@ impl Truth {
     pub(crate) fn ordered(&mut self, me: &Incarnation, stored: Stored, order: &WorkOrder) {
         let id = &me.capture;
         match order {
-            WorkOrder::StartDispatcher { key, start_ts, .. } => {
+            WorkOrder::StartDispatcher { key, span, start_ts, .. } => {
+                self.spans.entry(key.span).or_insert_with(|| span.clone());
                 self.check_start(me, stored);
                 let writers = self.sink.entry((key.changefeed.clone(), key.span)).or_default();
                 if writers.insert(key.writer_epoch, (*start_ts, *start_ts)).is_some() {
@@ -289,12 +292,16 @@ impl Truth {
 
     /// How far a span is in the sink without a gap, as a reader sees it: rows of an older writer above the start of a
     /// later one do not count.
-    fn covered(&self, changefeed: &ChangefeedId, span: SpanId, (birth, end): (CommitTs, CommitTs)) -> CommitTs {
-        let Some(writers) = self.sink.get(&(changefeed.clone(), span)) else { return birth.saturating_sub(1) };
+    fn covered(&self, changefeed: &ChangefeedId, key: &[u8], (birth, end): (CommitTs, CommitTs)) -> CommitTs {
+        let mut writers: Vec<(WriterEpoch, CommitTs, CommitTs)> = Vec::new();
+        for (id, _) in self.spans.iter().filter(|(_, span)| covers(span, key)) {
+            let of = self.sink.get(&(changefeed.clone(), *id)).into_iter().flatten();
+            writers.extend(of.map(|(epoch, (start, written))| (*epoch, *start, *written)));
+        }
+        writers.sort_unstable();
         let mut reached = birth.saturating_sub(1);
-        let writers: Vec<_> = writers.values().collect();
-        for (n, (start, written)) in writers.iter().enumerate() {
-            let fence = writers[n + 1..].iter().map(|(start, _)| *start).min().unwrap_or(CommitTs::MAX);
+        for (n, (_, start, written)) in writers.iter().enumerate() {
+            let fence = writers[n + 1..].iter().map(|(_, start, _)| *start).min().unwrap_or(CommitTs::MAX);
             if *start <= reached {
                 reached = reached.max((*written).min(fence));
             }
@@ -494,8 +501,8 @@ fn lifetime_in(world: &World, n: usize) -> (CommitTs, CommitTs) {
 
 fn checkpoint_covers_plan(world: &World) -> Option<Violation> {
     for (id, _, position) in positions(world) {
-        for n in 0..TABLES {
-            let covered = world.truth.covered(&id, table(n).id(), lifetime_in(world, n));
+        for (n, key) in (0..TABLES).flat_map(|n| halves(n).map(|key| (n, key))) {
+            let covered = world.truth.covered(&id, &key, lifetime_in(world, n));
             if covered < position.checkpoint_ts {
                 let what = format!(
                     "{id} table {n}: the sink has up to {covered}, the checkpoint is {}",
@@ -549,13 +556,11 @@ pub(crate) fn unfinished(world: &World, running: &BTreeSet<ChangefeedId>, since_
         return Some(broken("coordinator_exists", "nobody is coordinator"));
     }
     for id in running {
-        for n in 0..TABLES {
-            let span = table(n).id();
-            let live: Vec<_> = world
-                .procs
-                .iter()
-                .flat_map(|proc| proc.data.dispatchers.keys().filter(|key| key.changefeed == *id && key.span == span))
-                .collect();
+        for (n, key) in (0..TABLES).flat_map(|n| halves(n).map(|key| (n, key))) {
+            let here = |(of, dispatcher): &(&DispatcherKey, &Dispatcher)| {
+                of.changefeed == *id && covers(&dispatcher.span, &key)
+            };
+            let live: Vec<_> = world.procs.iter().flat_map(|proc| proc.data.dispatchers.iter().filter(here)).collect();
             if lifetime_in(world, n).1 < since_ts {
                 if live.is_empty() {
                     continue;
