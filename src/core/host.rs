@@ -13,6 +13,7 @@ use crate::{
         NewDispatcher, Order, Report, Span, SpanId, Status, WorkCount, WriterEpoch,
     },
     mutant::{Mutant, Mutants},
+    store::Revision,
     work::{DispatcherKey, WorkOrder},
 };
 
@@ -212,11 +213,16 @@ impl Host {
     }
 
     /// Changefeeds that are no more: of each only the number is kept below which everything late is refused.
-    pub(crate) fn forget_changefeeds(&mut self, exists: impl Fn(&ChangefeedId) -> bool) {
+    ///
+    /// An order can overtake what is told of the store. A changefeed epoch is at least the revision at which its placing
+    /// was decided, so a view that has not come as far cannot say that its changefeed is no more.
+    pub(crate) fn forget_changefeeds(&mut self, revision: Revision, exists: impl Fn(&ChangefeedId) -> bool) {
         let maintainers = &self.maintainers;
-        let over = |id: &ChangefeedId| !exists(id) && !maintainers.contains_key(id);
-        let placed = self.placements.extract_if(.., |id, _| over(id));
-        let hosted = self.feeds.extract_if(.., |id, feed| over(id) && feed.dispatchers.is_empty());
+        let over = |id: &ChangefeedId, epoch: ChangefeedEpoch| {
+            epoch.0 <= revision && !exists(id) && !maintainers.contains_key(id)
+        };
+        let placed = self.placements.extract_if(.., |id, epoch| over(id, *epoch));
+        let hosted = self.feeds.extract_if(.., |id, feed| over(id, feed.epoch) && feed.dispatchers.is_empty());
         for (changefeed, epoch) in placed.chain(hosted.map(|(id, feed)| (id, feed.epoch))) {
             let highest = self.gone.entry(changefeed).or_default();
             *highest = epoch.max(*highest);

@@ -217,7 +217,7 @@ impl Process {
             _ => {}
         }
         if let (Some(host), Some(view)) = (&mut self.host, &self.view) {
-            host.forget_changefeeds(|changefeed| view.infos.contains_key(changefeed));
+            host.forget_changefeeds(view.revision, |changefeed| view.infos.contains_key(changefeed));
         }
     }
 

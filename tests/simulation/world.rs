@@ -271,7 +271,6 @@ impl World {
             }
             Happening::Arrive { envelope } => {
                 let who = self.procs.iter().position(|proc| proc.id == envelope.to.capture)?;
-                self.truth.arrives(&envelope);
                 self.tell(who, Event::Message(envelope));
                 return Some(who);
             }
@@ -434,6 +433,10 @@ impl World {
         let now = self.now;
         let proc = &mut self.procs[who];
         let id = proc.id.clone();
+        if let Event::Message(envelope) = &event {
+            self.truth.arrives(envelope);
+        }
+        let proc = &self.procs[who];
         if let Event::Message(envelope) = &event
             && let Some(me) = proc.process.as_ref().and_then(Process::me)
             && self.truth.is_stale(&me, envelope)
