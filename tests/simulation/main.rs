@@ -81,6 +81,7 @@ fn what_once_went_wrong_stays_mended() {
         (18, "a coordinator that tells itself to stop dispatchers, for ever"),
         (226, "a late creation starts a dispatcher of a changefeed that was removed"),
         (749, "a maintainer on its way to a capture that begins to drain never arrives"),
+        (2515, "a table that ended before the checkpoint is worked on for ever by a new maintainer"),
         (6979, "a capture forgets a changefeed of which it has an order and its view does not know yet"),
     ] {
         let outcome = run(seed, None);

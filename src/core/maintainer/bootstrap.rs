@@ -131,6 +131,7 @@ impl Maintainer {
                 moving: false,
             });
         }
+        self.tables_unlisted = Some(self.checkpoint_ts);
         self.outputs.push(Output::StartTrigger { start_ts: self.checkpoint_ts });
     }
 }

@@ -114,6 +114,8 @@ pub struct Maintainer {
     /// Dispatchers that are not of the plan, and are being stopped.
     surplus: BTreeMap<(SpanId, WriterEpoch), (Incarnation, Instant)>,
     counter: u64,
+    /// Where the table trigger starts, until it has listed the tables that are there.
+    tables_unlisted: Option<CommitTs>,
     /// Tables that have ended, and when.
     ended: BTreeMap<Arc<str>, CommitTs>,
     resolved_ts: CommitTs,
@@ -157,6 +159,7 @@ impl Maintainer {
             spans: Spans::default(),
             surplus: BTreeMap::new(),
             counter: 0,
+            tables_unlisted: None,
             ended: BTreeMap::new(),
             samples: VecDeque::new(),
             checkpoint_at_ms: 0,

@@ -128,6 +128,11 @@ impl Spans {
         self.by_table.get(table).map(|ids| ids.iter().copied().collect()).unwrap_or_default()
     }
 
+    /// The tables that have spans.
+    pub(super) fn tables(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.by_table.keys()
+    }
+
     /// All spans whose dispatcher is on a capture, in any stage.
     pub(super) fn on(&self, capture: &CaptureId) -> Vec<SpanId> {
         self.by_host.get(capture).map(|ids| ids.iter().copied().collect()).unwrap_or_default()

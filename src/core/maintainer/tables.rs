@@ -1,6 +1,6 @@
 //! Tables that appear and vanish, as the table trigger tells.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{Maintainer, Planned, Stage, Then};
 use crate::model::{CommitTs, Span};
@@ -16,6 +16,12 @@ impl Maintainer {
         resolved_ts: CommitTs,
         resolved_at_ms: u64,
     ) {
+        if let Some(start_ts) = self.tables_unlisted.take() {
+            // The first news lists every table there: another's spans are left over from before the checkpoint.
+            let listed: BTreeSet<_> = born.iter().map(|(whole, _)| &whole.table).collect();
+            let left_over = self.spans.tables().filter(|table| !listed.contains(table));
+            self.ended.extend(left_over.map(|table| (table.clone(), start_ts)));
+        }
         for (table, end) in ended {
             self.ended.insert(table, end);
         }
