@@ -66,6 +66,14 @@ pub enum Mutant {
     WritesWithoutTerm,
     /// Spans of a lost capture are not planned again.
     OrphansSpans,
+    /// A table that is born anew while its last span is being dropped goes with it.
+    DropsReborn,
+    /// A failure of a dispatcher is told once, and not repeated.
+    FailsOnce,
+    /// A new coordinator does not count the moves that its predecessor began.
+    ForgetsPredecessor,
+    /// A changefeed that is paused keeps its place.
+    PausesInPlace,
 }
 
 /// Which rule is broken in a process, if any.

@@ -9,7 +9,7 @@ use capturedrain_core::{
         ValueError, decode,
     },
     process::{Effect, Event, Lane, Process},
-    store::{LeaseId, Txn, TxnOutcome},
+    store::{Key, LeaseId, Txn, TxnOutcome},
     work::WorkEvent,
 };
 use futures::StreamExt as _;
@@ -167,7 +167,7 @@ impl Driver {
     fn carry_out(&mut self, effect: Effect) -> Result<(), ValueError> {
         match effect {
             Effect::GrantLease => self.grant(),
-            Effect::KeepLease(lease) => self.keep(lease),
+            Effect::KeepLease { lease, key } => self.keep(lease, key),
             Effect::RevokeLease(lease) => self.revoke(lease),
             Effect::Load => self.load(),
             Effect::Write { lane, txn } => self.write(lane, txn),
@@ -214,10 +214,10 @@ impl Driver {
         });
     }
 
-    fn keep(&self, lease: LeaseId) {
+    fn keep(&self, lease: LeaseId, key: Option<Key>) {
         let (store, sent_at) = (self.store.clone(), monotonic(self.tasks.started));
         self.spawn(async move {
-            match store.keep(lease).await {
+            match keep(&store, lease, key).await {
                 Ok(true) => Some(Event::LeaseKept { lease, sent_at }),
                 Ok(false) => Some(Event::LeaseLost(lease)),
                 Err(error) => {
@@ -320,6 +320,13 @@ enum ReadError {
     Ended,
 }
 
+/// Keeps a lease alive; whether it, and the key that should go with it, are there.
+async fn keep(store: &AnyStore, lease: LeaseId, key: Option<Key>) -> Result<bool, StoreError> {
+    let kept = store.keep(lease).await?;
+    let Some(key) = key.filter(|_| kept) else { return Ok(kept) };
+    Ok(store.get(&key).await?.is_some_and(|entry| entry.lease == Some(lease)))
+}
+
 async fn read_position(store: &AnyStore, key: &str) -> Result<Option<(Position, u64)>, ReadError> {
     let Some(entry) = store.get(key).await? else { return Ok(None) };
     Ok(Some((decode(key, &entry.value)?, entry.mod_revision)))
@@ -347,8 +354,26 @@ fn log(line: &Line) {
     let changefeed = line.changefeed.as_ref().map(tracing::field::display);
     let of = |field| line.detail.as_ref().filter(|(name, _)| *name == field).map(|(_, value)| value.as_str());
     let (phase, requester, error) = (of("phase"), of("requester"), of("error"));
+    let (node_epoch, attempt) = (of("node_epoch"), of("attempt"));
+    macro_rules! say {
+        ($level:ident) => {
+            tracing::$level!(
+                target,
+                epoch,
+                capture,
+                node_epoch,
+                changefeed,
+                phase,
+                requester,
+                attempt,
+                error,
+                "{}",
+                line.message
+            )
+        };
+    }
     match line.level {
-        Level::Info => tracing::info!(target, epoch, capture, changefeed, phase, requester, error, "{}", line.message),
-        Level::Warn => tracing::warn!(target, epoch, capture, changefeed, phase, requester, error, "{}", line.message),
+        Level::Info => say!(info),
+        Level::Warn => say!(warn),
     }
 }

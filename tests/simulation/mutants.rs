@@ -42,6 +42,10 @@ const ALL: &[Mutant] = &[
     Mutant::RecordWithoutLiveness,
     Mutant::WritesWithoutTerm,
     Mutant::OrphansSpans,
+    Mutant::DropsReborn,
+    Mutant::FailsOnce,
+    Mutant::ForgetsPredecessor,
+    Mutant::PausesInPlace,
 ];
 
 /// What caught a broken rule, and in which history; `None` when nobody noticed.

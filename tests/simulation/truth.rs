@@ -17,7 +17,7 @@ use capturedrain_core::{
 };
 
 use crate::{
-    datapath::{DataPath, Dispatcher, TABLES, covers, halves, lifetime},
+    datapath::{DataPath, Dispatcher, TABLES, covers, halves, lifetimes},
     world::World,
 };
 
@@ -56,6 +56,8 @@ pub(crate) struct Truth {
     started: BTreeMap<(ChangefeedId, ChangefeedEpoch), Incarnation>,
     /// Starts that had an effect.
     starts: BTreeSet<(ChangefeedId, ChangefeedEpoch)>,
+    /// Maintainers that ended where they were placed: the last one of each changefeed.
+    leaving: BTreeMap<ChangefeedId, ChangefeedEpoch>,
     /// Maintainers that ever began to plan.
     triggered: BTreeSet<(ChangefeedId, ChangefeedEpoch)>,
     /// Captures whose hook has the proof.
@@ -157,6 +159,11 @@ impl Truth {
         }
     }
 
+    /// A maintainer ended where it was placed.
+    pub(crate) fn leaves(&mut self, changefeed: &ChangefeedId, epoch: ChangefeedEpoch) {
+        self.leaving.insert(changefeed.clone(), epoch);
+    }
+
     /// A message without authority had an effect.
     pub(crate) fn obeys(&mut self, id: &CaptureId, message: &str) {
         self.violations.push(broken("fenced_command", format!("{id} obeys {message}")));
@@ -168,6 +175,11 @@ impl Truth {
             let what = format!("maintainer {changefeed} epoch {epoch} is started a second time");
             self.violations.push(broken("one_owner", what));
         }
+    }
+
+    /// Whoever has done all that is due waits for the next event, or for a later time.
+    pub(crate) fn spins(&mut self, id: &CaptureId) {
+        self.violations.push(broken("at_rest", format!("{id} wants to be woken at a time that has passed")));
     }
 
     /// A stop of an older writer ends a newer one.
@@ -195,12 +207,14 @@ impl Truth {
     }
 
     /// A hook got the proof.
-    pub(crate) fn proved(&mut self, id: &CaptureId, stored: Option<Liveness>) {
-        if stored != Some(Liveness::Stopping) {
-            let what = format!("the hook of {id} has the proof, and its liveness is {stored:?}");
+    pub(crate) fn proved(&mut self, me: &Incarnation) {
+        // Its registration may have been ended a moment ago: what counts is how it stood until then.
+        let stood = self.liveness.get(&(me.capture.clone(), me.node_epoch));
+        if stood != Some(&Liveness::Stopping) {
+            let what = format!("the hook of {me} has the proof, and its liveness is {stood:?}");
             self.violations.push(broken("proof_of_completion", what));
         }
-        self.proven.insert(id.clone());
+        self.proven.insert(me.capture.clone());
     }
 
     pub(crate) fn ordered(&mut self, me: &Incarnation, stored: Stored, order: &WorkOrder) {
@@ -292,22 +306,28 @@ impl Truth {
 
     /// How far a span is in the sink without a gap, as a reader sees it: rows of an older writer above the start of a
     /// later one do not count.
-    fn covered(&self, changefeed: &ChangefeedId, key: &[u8], (birth, end): (CommitTs, CommitTs)) -> CommitTs {
+    fn covered(&self, changefeed: &ChangefeedId, key: &[u8], lifetimes: &[(CommitTs, CommitTs)]) -> CommitTs {
         let mut writers: Vec<(WriterEpoch, CommitTs, CommitTs)> = Vec::new();
         for (id, _) in self.spans.iter().filter(|(_, span)| covers(span, key)) {
             let of = self.sink.get(&(changefeed.clone(), *id)).into_iter().flatten();
             writers.extend(of.map(|(epoch, (start, written))| (*epoch, *start, *written)));
         }
         writers.sort_unstable();
-        let mut reached = birth.saturating_sub(1);
-        for (n, (_, start, written)) in writers.iter().enumerate() {
-            let fence = writers[n + 1..].iter().map(|(_, start, _)| *start).min().unwrap_or(CommitTs::MAX);
-            if *start <= reached {
-                reached = reached.max((*written).min(fence));
+        let mut reached = 0;
+        for (birth, end) in lifetimes {
+            // Nothing happens between an end and the next birth.
+            reached = reached.max(birth.saturating_sub(1));
+            for (n, (_, start, written)) in writers.iter().enumerate() {
+                let fence = writers[n + 1..].iter().map(|(_, start, _)| *start).min().unwrap_or(CommitTs::MAX);
+                if *start <= reached {
+                    reached = reached.max((*written).min(fence));
+                }
+            }
+            if reached < *end {
+                return reached;
             }
         }
-        // Nothing comes after the end.
-        if reached >= end { CommitTs::MAX } else { reached }
+        CommitTs::MAX
     }
 }
 
@@ -495,14 +515,14 @@ fn checkpoint_forward(world: &mut World) -> Option<Violation> {
     None
 }
 
-fn lifetime_in(world: &World, n: usize) -> (CommitTs, CommitTs) {
-    if world.tables_change { lifetime(n) } else { (0, CommitTs::MAX) }
+fn lifetimes_in(world: &World, n: usize) -> &'static [(CommitTs, CommitTs)] {
+    if world.tables_change { lifetimes(n) } else { &[(0, CommitTs::MAX)] }
 }
 
 fn checkpoint_covers_plan(world: &World) -> Option<Violation> {
     for (id, _, position) in positions(world) {
         for (n, key) in (0..TABLES).flat_map(|n| halves(n).map(|key| (n, key))) {
-            let covered = world.truth.covered(&id, &key, lifetime_in(world, n));
+            let covered = world.truth.covered(&id, &key, lifetimes_in(world, n));
             if covered < position.checkpoint_ts {
                 let what = format!(
                     "{id} table {n}: the sink has up to {covered}, the checkpoint is {}",
@@ -535,7 +555,31 @@ fn told_in_time(world: &mut World) -> Option<Violation> {
     None
 }
 
-fn batch_bound(world: &World) -> Option<Violation> {
+/// Where a changefeed's maintainer is placed.
+pub(crate) fn place(world: &World, changefeed: &ChangefeedId) -> Option<Placement> {
+    read(world, &KeyName::ChangefeedPlace(changefeed.clone()))
+}
+
+/// Maintainers that have left and have not arrived. Those whose capture is gone are not on the move, but lost.
+fn maintainers_under_way(world: &mut World) -> u64 {
+    let registered = registrations(world);
+    let lives = |host: &Incarnation| registered.iter().any(|r| r.id == host.capture && r.node_epoch == host.node_epoch);
+    let mut leaving = std::mem::take(&mut world.truth.leaving);
+    leaving.retain(|changefeed, from| {
+        place(world, changefeed).is_some_and(|place| {
+            let started = world.truth.started.contains_key(&(changefeed.clone(), place.epoch));
+            runs(world, changefeed) && lives(&place.host) && (place.epoch == *from || !started)
+        })
+    });
+    world.truth.leaving = leaving;
+    world.truth.leaving.len() as u64
+}
+
+fn batch_bound(world: &mut World) -> Option<Violation> {
+    let under_way = maintainers_under_way(world);
+    if under_way > world.options.drain_maintainer_batch_size as u64 {
+        return Some(broken("batch_bound", format!("{under_way} maintainers have left and not arrived")));
+    }
     for proc in &world.procs {
         let Some(drain) = proc.process.as_ref().and_then(|process| process.snapshot().drain) else { continue };
         let (maintainers, dispatchers) =
@@ -561,7 +605,7 @@ pub(crate) fn unfinished(world: &World, running: &BTreeSet<ChangefeedId>, since_
                 of.changefeed == *id && covers(&dispatcher.span, &key)
             };
             let live: Vec<_> = world.procs.iter().flat_map(|proc| proc.data.dispatchers.iter().filter(here)).collect();
-            if lifetime_in(world, n).1 < since_ts {
+            if lifetimes_in(world, n).last().is_some_and(|(_, end)| *end < since_ts) {
                 if live.is_empty() {
                     continue;
                 }

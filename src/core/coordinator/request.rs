@@ -98,7 +98,8 @@ impl Coordinator {
         if !request.avoid.is_empty() {
             updated.avoid.clone_from(&request.avoid);
         }
-        updated.hook_deadline_ms = updated.hook_deadline_ms.or(request.hook_deadline_ms);
+        // A hook that is run again keeps its first deadline, and a deletion that comes sooner shortens it.
+        updated.hook_deadline_ms = updated.hook_deadline_ms.into_iter().chain(request.hook_deadline_ms).min();
         if updated == *record || request.dry_run {
             return Decision::Answer(answer);
         }
@@ -146,7 +147,8 @@ impl Coordinator {
             drain_epoch: epoch,
             unknown: std::collections::BTreeMap::new(),
         };
-        self.outputs.push(Output::Log(Line::info("drain starts").drain(&record)));
+        let requester = record.requesters.first().map(String::as_str).unwrap_or_default();
+        self.announced.push(Line::info("drain starts").drain(&record).with("requester", requester));
         let mut draft = self
             .draft()
             .require_same(view, &KeyName::Capture(record.target.clone()))
@@ -174,7 +176,7 @@ impl Coordinator {
             check_meant("drain epoch", epoch, Some(record.epoch))?;
             let line = Line::warn("drain cancelled").drain(record).with("requester", requester);
             let draft = self.finish(view, record, DrainOutcome::Cancelled, now);
-            self.outputs.push(Output::Log(line));
+            self.announced.push(line);
             return Ok(Decision::Write(draft, Answer::Done));
         }
         let cancelled = |epoch: DrainEpoch| {
@@ -202,6 +204,7 @@ impl Coordinator {
             return Err(Refusal::Conflict(format!("capture {capture} is not stopping, there is nothing to release")));
         }
         self.outputs.push(Output::Log(Line::info("capture is released").of(capture)));
+        self.released.insert(who.clone());
         self.outputs.push(Output::Send { to: who, command: Command::Release });
         Ok(Decision::Answer(Answer::Done))
     }
@@ -235,21 +238,28 @@ impl Coordinator {
         let mut updated = info.value.clone();
         updated.state = state;
         let draft = self.draft().put(view, &KeyName::ChangefeedInfo(id.clone()), &updated);
-        Ok(Decision::Write(draft, Answer::Done))
+        Ok(Decision::Write(self.without_place(draft, view, id), Answer::Done))
     }
 
     fn delete_changefeed(&self, view: &View, id: &ChangefeedId) -> Result<Decision, Refusal> {
         if !view.infos.contains_key(id) {
             return Err(Refusal::UnknownChangefeed(id.clone()));
         }
-        let mut draft = self
+        let draft = self
             .draft()
             .delete(view, &KeyName::ChangefeedInfo(id.clone()))
             .delete_unseen(&KeyName::Position(id.clone()));
-        if view.places.contains_key(id) {
-            draft = draft.delete(view, &KeyName::ChangefeedPlace(id.clone()));
+        Ok(Decision::Write(self.without_place(draft, view, id), Answer::Done))
+    }
+
+    /// A changefeed that stops running loses its place: hosts were told to take nothing more of that placement, so it
+    /// goes on under a new one.
+    pub(super) fn without_place(&self, draft: Draft, view: &View, id: &ChangefeedId) -> Draft {
+        if view.places.contains_key(id) && !self.mutants.has(Mutant::PausesInPlace) {
+            draft.delete(view, &KeyName::ChangefeedPlace(id.clone()))
+        } else {
+            draft
         }
-        Ok(Decision::Write(draft, Answer::Done))
     }
 }
 

@@ -12,6 +12,8 @@ use crate::{
 #[derive(Debug, Default)]
 struct Inventory {
     host: Option<Incarnation>,
+    /// Which of the host's answers the parts are of.
+    answer: u64,
     parts: BTreeMap<u32, Vec<HostedDispatcher>>,
     count: Option<u32>,
     asked_at: Option<Instant>,
@@ -45,15 +47,21 @@ impl Bootstrap {
         self.next_ask = Some(now);
     }
 
-    pub(super) fn take(&mut self, from: &Incarnation, part: u32, parts: u32, dispatchers: Vec<HostedDispatcher>) {
+    pub(super) fn take(
+        &mut self,
+        from: &Incarnation,
+        answer: u64,
+        (part, parts): (u32, u32),
+        dispatchers: Vec<HostedDispatcher>,
+    ) {
         let Some(inventory) = self.captures.get_mut(&from.capture) else { return };
-        if inventory.host.as_ref() != Some(from) || inventory.is_complete() {
+        if inventory.host.as_ref() != Some(from) || inventory.is_complete() || answer < inventory.answer {
             return;
         }
-        if inventory.count != Some(parts) {
-            // A repeated answer was cut differently: only parts of one answer fit together.
+        if answer > inventory.answer {
+            // What has ended between two answers would be missed by a part of each.
             inventory.parts.clear();
-            inventory.count = Some(parts);
+            (inventory.answer, inventory.count) = (answer, Some(parts));
         }
         inventory.parts.insert(part, dispatchers);
     }
@@ -85,7 +93,7 @@ impl Maintainer {
         let answered = !self.bootstrap.captures.is_empty()
             && (self.bootstrap.captures.values().all(Inventory::is_complete)
                 || self.mutants.has(Mutant::PlacesBeforeBootstrap));
-        if !self.running && answered && !matches!(self.persisted, Persisted::Reading) {
+        if !self.running && answered && !matches!(self.persisted, Persisted::Reading { .. }) {
             self.begin();
         }
     }
@@ -127,11 +135,12 @@ impl Maintainer {
                 stage,
                 checkpoint_ts: dispatcher.checkpoint_ts.max(self.checkpoint_ts),
                 attempt: 0,
+                failures: 0,
                 due,
-                moving: false,
+                // The predecessor had begun to move it, and that counts against the limit.
+                moving: dispatcher.stopping,
             });
         }
-        self.tables_unlisted = Some(self.checkpoint_ts);
         self.outputs.push(Output::StartTrigger { start_ts: self.checkpoint_ts });
     }
 }
