@@ -72,6 +72,20 @@ pub enum Mutant {
     FailsOnce,
     /// A new coordinator does not count the moves that its predecessor began.
     ForgetsPredecessor,
+    /// A drain starts without comparing that there is none, and which epoch was the last.
+    StartIgnoresRecord,
+    /// A drain whose target is gone goes on for ever.
+    WaitsForTheGone,
+    /// A coordinator that is drained itself keeps its office for the time being.
+    KeepsOffice,
+    /// A capture that keeps its lease and is not heard is waited for.
+    EvictsNobody,
+    /// A call is answered before what it promises is persisted.
+    AnswersFirst,
+    /// Maintainers whose starts are done are still waited for.
+    NeverRests,
+    /// The sink takes what a writer writes that was replaced.
+    SinkUnfenced,
     /// A changefeed that is paused keeps its place.
     PausesInPlace,
 }

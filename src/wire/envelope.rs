@@ -219,6 +219,7 @@ fn encode_heartbeat(heartbeat: &Heartbeat) -> pb::Heartbeat {
         shares: heartbeat.shares.iter().map(|(id, share)| (id.to_string(), *share)).collect(),
         balance: heartbeat.balance,
         beat: heartbeat.beat,
+        newcomers: heartbeat.newcomers.iter().map(encode_incarnation).collect(),
     }
 }
 
@@ -247,6 +248,7 @@ fn decode_heartbeat(heartbeat: pb::Heartbeat) -> Result<Heartbeat, Malformed> {
             .collect::<Result<_, Malformed>>()?,
         balance: heartbeat.balance,
         beat: heartbeat.beat,
+        newcomers: each(heartbeat.newcomers, |who| decode_incarnation(Some(who)))?,
     })
 }
 
@@ -427,6 +429,7 @@ mod tests {
             shares: [(feed.clone(), 7)].into(),
             balance: true,
             beat: 8,
+            newcomers: vec![who("c", 5)],
         };
         let start =
             Command::StartMaintainer { changefeed: feed.clone(), epoch: EPOCH, place_revision: 11, config: config() };

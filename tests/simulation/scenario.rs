@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use capturedrain_core::{
-    model::{CaptureId, ChangefeedConfig, ChangefeedId, DrainRequest, Instant, KeyName, Liveness, Request},
+    model::{CaptureId, ChangefeedConfig, ChangefeedId, DrainRequest, Instant, KeyName, Liveness, OnDeadline, Request},
     mutant::Mutant,
     process::{Event, Process},
 };
@@ -91,7 +91,7 @@ impl Scenario {
         self.world.faults = if seed.is_multiple_of(5) { Faults::none() } else { Faults::some(random) };
         if self.spiteful {
             self.world.faults.late = 20;
-            self.world.faults.fails = 40;
+            self.world.faults.fails = 300;
         }
         while self.world.now < Instant(BAD) {
             self.step()?;
@@ -255,7 +255,7 @@ impl Scenario {
                 // Those that failed on a bad day go on.
                 self.ask(Request::ResumeChangefeed(feed.clone()));
             }
-            self.ask(Request::CreateChangefeed { id: feed, config: config(self.spiteful) });
+            self.ask(Request::CreateChangefeed { id: feed, config: Arc::new(config(self.spiteful)) });
         }
     }
 
@@ -289,8 +289,8 @@ impl Scenario {
         let most = if self.calm { 17 } else { 25 };
         match self.world.random(most) {
             0..=5 => {
-                let (_, capture) = self.any_capture();
-                self.ask(Request::Drain(DrainRequest::new(capture, "seed")));
+                let request = self.any_drain();
+                self.ask(Request::Drain(request));
                 if self.spiteful && self.world.chance(300) {
                     let wait = Duration::from_millis(self.world.random(1500));
                     self.hasty_cancel = Some(self.world.now + wait);
@@ -304,8 +304,9 @@ impl Scenario {
             9..=11 => {
                 let feeds: Vec<_> = self.feeds.iter().cloned().collect();
                 let feed = feeds[self.world.random(feeds.len() as u64) as usize].clone();
-                self.ask(Request::CreateChangefeed { id: feed, config: config(self.spiteful) });
+                self.ask(Request::CreateChangefeed { id: feed, config: Arc::new(config(self.spiteful)) });
             }
+            12 if self.world.chance(200) => self.ask(Request::Resign),
             12 => self.pause_or_resume(),
             13 | 14 => self.prove(),
             15 | 16 => self.cut_or_heal(),
@@ -315,6 +316,22 @@ impl Scenario {
             23 => self.lose_lease(),
             _ => self.terminate(),
         }
+    }
+
+    /// A call to drain: by one of several callers, some of whom want captures avoided or have a deadline.
+    fn any_drain(&mut self) -> DrainRequest {
+        let on = truth::record(&self.world).map(|record| record.target).filter(|_| self.world.chance(300));
+        let (_, anybody) = self.any_capture();
+        let mut request = DrainRequest::new(on.unwrap_or(anybody), format!("caller {}", self.world.random(3)));
+        if self.world.chance(200) {
+            let (_, avoided) = self.any_capture();
+            request.avoid = vec![avoided];
+        }
+        if self.world.chance(200) {
+            request.deadline_ms = Some(self.world.random(20_000));
+            request.on_deadline = if self.world.chance(500) { OnDeadline::Hold } else { OnDeadline::Proceed };
+        }
+        request
     }
 
     fn cancel(&mut self) {
@@ -418,11 +435,11 @@ impl Scenario {
     }
 }
 
-fn config(splits: bool) -> Arc<ChangefeedConfig> {
-    Arc::new(ChangefeedConfig {
+pub(crate) fn config(splits: bool) -> ChangefeedConfig {
+    ChangefeedConfig {
         source: "synthetic://".into(),
         sink: "blackhole://".into(),
         start_ts: 0,
         span_max_keys: u64::from(splits),
-    })
+    }
 }

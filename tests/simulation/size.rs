@@ -49,6 +49,7 @@ fn heartbeat(version: u64, drain: bool) -> Heartbeat {
         shares: BTreeMap::from([(feed, SHARE)]),
         balance: false,
         beat: 0,
+        newcomers: Vec::new(),
     }
 }
 

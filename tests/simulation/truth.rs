@@ -7,10 +7,10 @@ use std::{
 
 use capturedrain_core::{
     model::{
-        Body, Candidacy, CaptureId, ChangefeedEpoch, ChangefeedId, ChangefeedInfo, ChangefeedState, Command, CommitTs,
-        DrainEnd, DrainEpoch, DrainRecord, DrainState, Envelope, Heartbeat, Incarnation, Instant, KeyName, LastEpoch,
-        Liveness, LivenessMark, NodeEpoch, Order, Placement, Position, Registration, Span, SpanId, Stamp, Term,
-        WriterEpoch, decode,
+        Answer, Body, Candidacy, CaptureId, ChangefeedEpoch, ChangefeedId, ChangefeedInfo, ChangefeedState, Command,
+        CommitTs, DrainEnd, DrainEpoch, DrainRecord, DrainState, Envelope, Heartbeat, Incarnation, Instant, KeyName,
+        LastEpoch, Liveness, LivenessMark, MaintainerReport, NodeEpoch, Order, Placement, Position, Refusal,
+        Registration, Span, SpanId, Stamp, Term, WriterEpoch, decode,
     },
     process::Process,
     work::{DispatcherKey, WorkOrder},
@@ -110,8 +110,19 @@ impl Truth {
                 let what = format!("{} goes back from {before:?} to {:?}", envelope.from, report.echo);
                 self.violations.push(broken("fenced_command", what));
             }
+            self.check_triggers(&envelope.from, &report.maintainers);
             for said in &report.maintainers {
                 self.spread.insert((said.changefeed.clone(), said.epoch), said.dispatchers.clone());
+            }
+        }
+    }
+
+    /// `trigger_with_maintainer`: a table trigger that runs has its maintainer beside it.
+    fn check_triggers(&mut self, who: &Incarnation, maintainers: &[MaintainerReport]) {
+        for (changefeed, epoch) in self.triggers.get(&who.capture).into_iter().flatten() {
+            if !maintainers.iter().any(|m| m.changefeed == *changefeed && m.epoch == *epoch) {
+                let what = format!("{who} runs the table trigger of {changefeed} epoch {epoch} without its maintainer");
+                self.violations.push(broken("trigger_with_maintainer", what));
             }
         }
     }
@@ -242,11 +253,13 @@ impl Truth {
             WorkOrder::StopDispatcher(key) if !stored.1 => {
                 self.check_stop(me, &key.changefeed, key.writer_epoch.changefeed);
             }
-            WorkOrder::StopDispatcher(_) => {}
-            WorkOrder::StopAll => {
-                self.triggers.remove(id);
-            }
+            WorkOrder::StopDispatcher(_) | WorkOrder::StopAll => {}
         }
+    }
+
+    /// All work of a capture was told to end: its registration is over.
+    pub(crate) fn stops_all(&mut self, id: &CaptureId) {
+        self.triggers.remove(id);
     }
 
     /// A maintainer reads its position, which is the first thing that it does.
@@ -296,11 +309,28 @@ impl Truth {
         }
     }
 
-    pub(crate) fn worked(&mut self, _id: &CaptureId, data: &DataPath) {
+    pub(crate) fn worked(&mut self, id: &CaptureId, data: &DataPath, fenced: bool) {
         for (key, dispatcher) in &data.dispatchers {
             let writers = self.sink.entry((key.changefeed.clone(), key.span)).or_default();
+            let later = writers.range(key.writer_epoch..).skip(1).map(|(_, (start, _))| *start).min();
             let written = writers.entry(key.writer_epoch).or_insert((dispatcher.start_ts, dispatcher.start_ts));
+            let adds = written.1 < dispatcher.written_ts;
             written.1 = written.1.max(dispatcher.written_ts);
+            // What a replaced writer adds, readers leave out: that is the fence.
+            if adds && !fenced && later.is_some_and(|start| start < dispatcher.written_ts) {
+                let what = format!("{id} writes as {} to {}, and was replaced", key.writer_epoch, key.changefeed);
+                self.violations.push(broken("one_owner", what));
+            }
+        }
+    }
+
+    /// `answered_is_persisted`: a drain that somebody was told of stands in the store.
+    pub(crate) fn answers(&mut self, answer: &Result<Answer, Refusal>, last: DrainEpoch) {
+        if let Ok(Answer::Draining { epoch, .. }) = answer
+            && *epoch > last
+        {
+            let what = format!("a caller was told of epoch {epoch}, the store knows of {last}");
+            self.violations.push(broken("answered_is_persisted", what));
         }
     }
 
@@ -394,21 +424,22 @@ pub(crate) fn check(world: &mut World) -> Option<Violation> {
 }
 
 fn single_target(world: &mut World) -> Option<Violation> {
-    let last: LastEpoch = read(world, &KeyName::DrainEpoch)?;
-    if last.epoch < world.truth.last_epoch {
-        return Some(broken("single_target", format!("drain epoch goes back to {}", last.epoch)));
+    let last = last_epoch(world);
+    if last < world.truth.last_epoch {
+        return Some(broken("single_target", format!("drain epoch goes back to {last}")));
     }
-    world.truth.last_epoch = last.epoch;
+    world.truth.last_epoch = last;
+    if world.truth.heard.values().any(|state: &DrainState| state.last_epoch > last) {
+        return Some(broken("single_target", "a capture knows a higher epoch than the store"));
+    }
     let record = record(world)?;
     let ended: Option<DrainEnd> = read(world, &KeyName::DrainHistory(record.epoch));
-    if ended.is_some() || record.epoch != last.epoch {
-        return Some(broken("single_target", format!("epoch {} is used twice", record.epoch)));
-    }
-    let above = world.truth.heard.values().any(|state: &DrainState| state.last_epoch > last.epoch);
-    above.then(|| broken("single_target", "a capture knows a higher epoch than the store"))
+    let twice = ended.is_some() || record.epoch != last;
+    twice.then(|| broken("single_target", format!("epoch {} is used twice", record.epoch)))
 }
 
 fn liveness_forward(world: &mut World) -> Option<Violation> {
+    let known = world.truth.liveness.clone();
     for registration in registrations(world) {
         let now = liveness(world, &registration);
         let key = (registration.id.clone(), registration.node_epoch);
@@ -416,8 +447,17 @@ fn liveness_forward(world: &mut World) -> Option<Violation> {
         let forward = now >= before || now == Liveness::Alive;
         let skipped = before == Liveness::Alive && now == Liveness::Stopping;
         let ended = now == Liveness::Alive && before != Liveness::Alive;
-        let excused =
-            ended && (record(world).is_none_or(|r| r.target != registration.id) || before == Liveness::Stopping);
+        // By cancel; or by the exception, when nobody else was `Alive`.
+        let alone = || {
+            !registrations(world).iter().any(|other| {
+                let key = (other.id.clone(), other.node_epoch);
+                other.id != registration.id && known.get(&key) == Some(&Liveness::Alive)
+            })
+        };
+        let excused = match before {
+            Liveness::Stopping => alone(),
+            _ => record(world).is_none_or(|r| r.target != registration.id),
+        };
         if before == Liveness::Draining
             && now == Liveness::Stopping
             && let Some(what) = on_the_way(world, &registration.id)
@@ -591,6 +631,26 @@ fn batch_bound(world: &mut World) -> Option<Violation> {
     None
 }
 
+/// A capture that does not know how the others stand.
+fn not_told(world: &World) -> Option<String> {
+    let registered = registrations(world);
+    let truly = |r: &Registration| (r.id.clone(), (r.node_epoch, liveness(world, r)));
+    let truly: BTreeMap<_, _> = registered.iter().map(truly).collect();
+    let here = world.procs.iter().filter_map(|proc| proc.process.as_ref().and_then(Process::me));
+    // What a coordinator tells itself does not pass the network.
+    let office = coordinator(world);
+    here.filter(|me| truly.contains_key(&me.capture) && office.as_ref() != Some(me)).find_map(|me| {
+        let state = world.truth.heard.get(&me)?;
+        (state.captures != truly).then(|| format!("{me} believes {:?}, it is {truly:?}", state.captures))
+    })
+}
+
+/// The last drain epoch that the store has given out.
+pub(crate) fn last_epoch(world: &World) -> DrainEpoch {
+    let last: Option<LastEpoch> = read(world, &KeyName::DrainEpoch);
+    last.map(|last| last.epoch).unwrap_or_default()
+}
+
 /// What must come about in the end, with all faults over: `None` when it has.
 pub(crate) fn unfinished(world: &World, running: &BTreeSet<ChangefeedId>, since_ts: CommitTs) -> Option<Violation> {
     if let Some(record) = record(world) {
@@ -598,6 +658,9 @@ pub(crate) fn unfinished(world: &World, running: &BTreeSet<ChangefeedId>, since_
     }
     if coordinator(world).is_none() {
         return Some(broken("coordinator_exists", "nobody is coordinator"));
+    }
+    if let Some(what) = not_told(world) {
+        return Some(broken("told_in_time", what));
     }
     for id in running {
         for (n, key) in (0..TABLES).flat_map(|n| halves(n).map(|key| (n, key))) {

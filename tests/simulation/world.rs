@@ -355,7 +355,8 @@ impl World {
             let events = self.procs[who].data.tick(now_ts, &mut self.rng, self.faults.fails);
             let life = self.procs[who].life;
             let id = self.procs[who].id.clone();
-            self.truth.worked(&id, &self.procs[who].data);
+            let fenced = self.mutant != Some(Mutant::SinkUnfenced);
+            self.truth.worked(&id, &self.procs[who].data, fenced);
             for event in events {
                 self.at(Duration::from_micros(10), Happening::Tell { who, life, event: Event::Work(event) });
             }
@@ -543,6 +544,9 @@ impl World {
                     self.leaves(changefeed, *epoch);
                 }
                 let id = self.procs[who].id.clone();
+                if order == WorkOrder::StopAll {
+                    self.truth.stops_all(&id);
+                }
                 self.note(|| format!("{id} -> {}", crate::readable::work(&order)));
                 let now_ts = self.source_ts();
                 // What is paused, removed or ended leaves everywhere, without a maintainer that goes first.
@@ -559,6 +563,8 @@ impl World {
                 self.procs[who].data.order(order, now_ts);
             }
             Effect::Answer { id, answer } => {
+                let last = truth::last_epoch(self);
+                self.truth.answers(&answer, last);
                 let text = format!("{answer:?}");
                 self.note(|| format!("answer {}: {text}", id.0));
                 self.answers.insert(id.0, text);

@@ -117,6 +117,9 @@ impl Coordinator {
             };
             self.outputs.push(Output::Send { to: host, command });
         }
+        if self.mutants.has(Mutant::NeverRests) {
+            self.starts.extend(before);
+        }
     }
 
     fn log_retry(&mut self, view: &View, message: &'static str, feed: &ChangefeedId, attempt: u32) {

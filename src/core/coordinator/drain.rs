@@ -17,7 +17,7 @@ impl Coordinator {
     /// Ends the drain when its target is gone, or proven empty.
     pub(super) fn end_drain(&mut self, view: &View, now: Now) -> Option<Draft> {
         let record = &view.record.as_ref()?.value;
-        if !view.is_registered(&record.incarnation()) {
+        if !view.is_registered(&record.incarnation()) && !self.mutants.has(Mutant::WaitsForTheGone) {
             self.announced.push(Line::warn("drain ended: target gone").drain(record));
             return Some(self.finish(view, record, DrainOutcome::TargetGone, now));
         }

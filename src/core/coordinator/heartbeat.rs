@@ -84,12 +84,15 @@ impl Coordinator {
             return false;
         }
         let balance = self.may_balance(view, now);
+        let newcomers = self.peers.iter().filter(|(_, peer)| peer.is_surely_empty());
+        let newcomers: Vec<_> = newcomers.map(|(id, peer)| peer.life(id)).collect();
         for (id, peer) in &self.peers {
-            let to = Incarnation { capture: id.clone(), node_epoch: peer.node_epoch };
+            let to = peer.life(id);
             let shares = self.granted.iter().filter(|(feed, _)| lives_on(view, feed, &to));
             let heartbeat = Heartbeat {
                 state: self.state.clone(),
                 destinations: destinations.clone(),
+                newcomers: newcomers.clone(),
                 shares: shares.map(|(feed, share)| (feed.clone(), *share)).collect(),
                 balance,
                 beat: self.beats,
@@ -107,7 +110,7 @@ impl Coordinator {
             let heard = peer.report.as_ref().is_some_and(|report| report.echo == self.state.stamp);
             view.liveness(id) == Some(Liveness::Alive) && (heard || self.mutants.has(Mutant::NoEchoGate))
         });
-        gated.map(|(id, peer)| Incarnation { capture: id.clone(), node_epoch: peer.node_epoch }).collect()
+        gated.map(|(id, peer)| peer.life(id)).collect()
     }
 
     /// Whether work may be moved only to spread it better.
@@ -120,15 +123,16 @@ impl Coordinator {
         self.peers.get(id).is_some_and(|peer| now.monotonic.since(peer.heard_at) < self.options.lease * leases)
     }
 
-    /// Captures that keep their lease and are not heard.
+    /// Captures that keep their lease, are not heard, and may have work.
     pub(super) fn unheard(&self, now: Now) -> Vec<CaptureId> {
-        self.peers.keys().filter(|id| !self.heard_within(id, UNHEARD_LEASES, now)).cloned().collect()
+        let waited_for = self.peers.iter().filter(|(_, peer)| !peer.is_surely_empty()).map(|(id, _)| id);
+        waited_for.filter(|id| !self.heard_within(id, UNHEARD_LEASES, now)).cloned().collect()
     }
 
     /// Deletes the registration of a capture that is not heard, as long as those are a minority.
     pub(super) fn evict_unheard(&mut self, view: &View, now: Now) -> Option<Draft> {
         let unheard = self.unheard(now);
-        if unheard.len() * 2 >= self.peers.len() {
+        if unheard.len() * 2 >= self.peers.len() || self.mutants.has(Mutant::EvictsNobody) {
             return None;
         }
         let who = view.incarnation(unheard.first()?)?;

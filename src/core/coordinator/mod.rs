@@ -56,6 +56,19 @@ struct Peer {
     node_epoch: NodeEpoch,
     heard_at: Instant,
     report: Option<Report>,
+    /// It registered in this term. Until it is heard it is no destination, and so it has nothing.
+    newcomer: bool,
+}
+
+impl Peer {
+    fn life(&self, id: &CaptureId) -> Incarnation {
+        Incarnation { capture: id.clone(), node_epoch: self.node_epoch }
+    }
+
+    /// Whether nobody needs to hear what it has.
+    fn is_surely_empty(&self) -> bool {
+        self.newcomer && self.report.is_none()
+    }
 }
 
 /// A maintainer on its way from one capture to another.
@@ -257,18 +270,20 @@ impl Coordinator {
         Draft::default().require(Compare::Created(KeyName::Owner(self.me.clone()).key(), self.term.0))
     }
 
-    /// Whether every registered capture has answered in this term. Before, nobody places anything.
+    /// Whether every capture that may have work has answered in this term. Before, nobody places anything.
     fn is_ready(&self) -> bool {
         self.mutants.has(Mutant::PlacesBeforeBootstrap)
-            || (!self.peers.is_empty() && self.peers.values().all(|peer| peer.report.is_some()))
+            || (!self.peers.is_empty()
+                && self.peers.values().all(|peer| peer.report.is_some() || peer.is_surely_empty()))
     }
 
     fn follow_membership(&mut self, view: &View, now: Now) {
         self.peers
             .retain(|id, peer| view.captures.get(id).is_some_and(|kept| kept.value.node_epoch == peer.node_epoch));
+        let newcomer = self.state.stamp.version > 0;
         for (id, kept) in &view.captures {
-            let node_epoch = kept.value.node_epoch;
-            self.peers.entry(id.clone()).or_insert(Peer { node_epoch, heard_at: now.monotonic, report: None });
+            let (node_epoch, heard_at) = (kept.value.node_epoch, now.monotonic);
+            self.peers.entry(id.clone()).or_insert(Peer { node_epoch, heard_at, report: None, newcomer });
         }
         let lease = self.options.lease;
         for (_, until) in self.evicted.iter_mut().filter(|(who, _)| !view.is_registered(who)) {

@@ -6,9 +6,10 @@ use crate::{
     model::{
         Answer, CaptureId, ChangefeedConfig, ChangefeedId, ChangefeedInfo, ChangefeedState, Command, DrainEpoch,
         DrainOutcome, DrainRecord, DrainRequest, KeyName, LastEpoch, Liveness, LivenessMark, NodeEpoch, Now, Refusal,
-        Request, VALUE_VERSION,
+        Request, VALUE_VERSION, encode,
     },
     mutant::Mutant,
+    store::Op,
     view::View,
     write::Draft,
 };
@@ -26,6 +27,10 @@ impl Coordinator {
             match self.judge(view, request, now) {
                 Ok(Decision::Answer(answer)) => self.outputs.push(Output::Answer { id, answer: Ok(answer) }),
                 Err(refusal) => self.outputs.push(Output::Answer { id, answer: Err(refusal) }),
+                Ok(Decision::Write(draft, answer)) if self.mutants.has(Mutant::AnswersFirst) => {
+                    self.outputs.push(Output::Answer { id, answer: Ok(answer) });
+                    return Some(draft);
+                }
                 Ok(Decision::Write(draft, answer)) => {
                     self.promised.push((id, answer));
                     return Some(draft);
@@ -149,15 +154,18 @@ impl Coordinator {
         };
         let requester = record.requesters.first().map(String::as_str).unwrap_or_default();
         self.announced.push(Line::info("drain starts").drain(&record).with("requester", requester));
-        let mut draft = self
-            .draft()
-            .require_same(view, &KeyName::Capture(record.target.clone()))
-            .put(view, &KeyName::DrainRecord, &record)
-            .put(view, &KeyName::DrainEpoch, &LastEpoch { version: VALUE_VERSION, epoch });
+        let last = LastEpoch { version: VALUE_VERSION, epoch };
+        let draft = self.draft().require_same(view, &KeyName::Capture(record.target.clone()));
+        let mut draft = if self.mutants.has(Mutant::StartIgnoresRecord) {
+            let put = |name: KeyName, value| Op::Put { key: name.key(), value, lease: None };
+            draft.operations(vec![put(KeyName::DrainRecord, encode(&record)), put(KeyName::DrainEpoch, encode(&last))])
+        } else {
+            draft.put(view, &KeyName::DrainRecord, &record).put(view, &KeyName::DrainEpoch, &last)
+        };
         if !self.mutants.has(Mutant::RecordWithoutLiveness) {
             draft = draft.put(view, &KeyName::Liveness(record.target.clone()), &mark);
         }
-        if record.incarnation() == self.me {
+        if record.incarnation() == self.me && !self.mutants.has(Mutant::KeepsOffice) {
             draft = draft.delete(view, &KeyName::Owner(self.me.clone()));
         }
         Decision::Write(draft, Answer::Draining { epoch, current })

@@ -16,12 +16,20 @@ struct Inventory {
     answer: u64,
     parts: BTreeMap<u32, Vec<HostedDispatcher>>,
     count: Option<u32>,
+    /// It is known to have nothing.
+    excused: bool,
     asked_at: Option<Instant>,
 }
 
 impl Inventory {
     fn is_complete(&self) -> bool {
         self.count.is_some_and(|count| self.parts.len() == count as usize)
+    }
+
+    /// Takes out what was told; what counts from then on is that it was complete.
+    fn open(&mut self) -> Vec<HostedDispatcher> {
+        self.count = Some(0);
+        std::mem::take(&mut self.parts).into_values().flatten().collect()
     }
 }
 
@@ -45,6 +53,19 @@ impl Bootstrap {
             self.captures.entry(id.clone()).or_insert_with(fresh);
         }
         self.next_ask = Some(now);
+    }
+
+    /// Nobody waits for what these have: nothing.
+    pub(super) fn excuse(&mut self, newcomers: &[Incarnation]) {
+        for inventory in self.captures.values_mut() {
+            inventory.excused = inventory.host.as_ref().is_some_and(|host| newcomers.contains(host));
+        }
+    }
+
+    /// What a capture told, once it is complete.
+    fn told_by(&mut self, from: &Incarnation) -> Vec<HostedDispatcher> {
+        let inventory = self.captures.get_mut(&from.capture).filter(|inventory| inventory.is_complete());
+        inventory.map(Inventory::open).unwrap_or_default()
     }
 
     pub(super) fn take(
@@ -91,10 +112,22 @@ impl Maintainer {
             }
         }
         let answered = !self.bootstrap.captures.is_empty()
-            && (self.bootstrap.captures.values().all(Inventory::is_complete)
+            && (self.bootstrap.captures.values().all(|inventory| inventory.is_complete() || inventory.excused)
                 || self.mutants.has(Mutant::PlacesBeforeBootstrap));
         if !self.running && answered && !matches!(self.persisted, Persisted::Reading { .. }) {
             self.begin();
+        }
+    }
+
+    /// What a capture has that joined when the plan was made: an earlier maintainer may have put something there that is
+    /// not of the plan.
+    pub(super) fn take_late_inventory(&mut self, from: &Incarnation) {
+        for dispatcher in self.bootstrap.told_by(from) {
+            let id = dispatcher.span.id();
+            let known = self.spans.get(id).and_then(|planned| planned.stage.site());
+            if known.is_none_or(|at| at.host != *from || at.writer_epoch != dispatcher.writer_epoch) {
+                self.surplus.insert((id, dispatcher.writer_epoch), (from.clone(), self.now));
+            }
         }
     }
 
@@ -102,13 +135,9 @@ impl Maintainer {
     fn begin(&mut self) {
         self.running = true;
         let mut found: Vec<(Incarnation, HostedDispatcher)> = Vec::new();
-        for inventory in self.bootstrap.captures.values_mut() {
+        for inventory in self.bootstrap.captures.values_mut().filter(|inventory| inventory.is_complete()) {
             let Some(host) = inventory.host.clone() else { continue };
-            for dispatcher in std::mem::take(&mut inventory.parts).into_values().flatten() {
-                found.push((host.clone(), dispatcher));
-            }
-            // The parts are in the plan now; what counts of the inventory is that it was complete.
-            inventory.count = Some(0);
+            found.extend(inventory.open().into_iter().map(|dispatcher| (host.clone(), dispatcher)));
         }
         found.sort_by_key(|(_, dispatcher)| std::cmp::Reverse(dispatcher.writer_epoch));
         for (host, dispatcher) in found {

@@ -258,6 +258,7 @@ impl Maintainer {
             self.state = heartbeat.state.clone();
             self.follow_membership();
         }
+        self.bootstrap.excuse(&heartbeat.newcomers);
         if matches!(self.persisted, Persisted::Reading { .. }) {
             self.outputs.push(Output::ReadPosition);
         }
@@ -267,6 +268,9 @@ impl Maintainer {
         match status {
             Status::Inventory { answer, part, parts, dispatchers } => {
                 self.bootstrap.take(from, answer, (part, parts), dispatchers);
+                if self.running {
+                    self.take_late_inventory(from);
+                }
             }
             Status::Progress(news) if self.running => {
                 for news in news {

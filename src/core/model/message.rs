@@ -147,6 +147,8 @@ pub struct Heartbeat {
     pub state: DrainState,
     /// Who may get work: not sealed, and known to have heard this very state.
     pub destinations: Vec<Incarnation>,
+    /// Captures that registered in this term and were not heard yet. They have nothing, and are not waited for.
+    pub newcomers: Vec<Incarnation>,
     /// How many dispatchers each maintainer of this capture may have on the move. Holds until the next heartbeat.
     pub shares: BTreeMap<ChangefeedId, u32>,
     /// Whether dispatchers may be moved for balance.
