@@ -111,14 +111,44 @@ async fn who_stops_waiting_is_told_that_the_drain_goes_on() {
     let (etcd, cluster, writer, sink) = replicating("waiting").await;
     let target = cluster.a_follower().await;
     cluster.suspend(&target).await;
-    let (code, sentence) = cluster.interrupted(&["drain", &target, "--wait"]).await;
-    assert_eq!((code, sentence.contains("goes on")), (130, true), "{sentence}");
-    assert!(sentence.contains(&format!("capturedrain cancel {target}")), "{sentence}");
+    for (signal, exit) in [("-INT", 130), ("-TERM", 143)] {
+        let (code, sentence) = cluster.waiter(&["drain", &target, "--wait"]).await.end_by(signal).await;
+        assert_eq!((code, sentence.contains("goes on")), (exit, true), "{sentence}");
+        assert!(sentence.contains(&format!("capturedrain cancel {target}")), "{sentence}");
+    }
     let (code, sentence) = cluster.run(&["drain", &cluster.coordinator().await]).await;
     assert_eq!((code, sentence.contains("one drain at a time")), (4, true), "{sentence}");
     cluster.resume(&target).await;
     cluster.ok(&["drain", &target, "--wait"]).await;
     prove(&etcd, &cluster, writer, &sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_knew_only_the_coordinator_follows_its_successor() {
+    let (etcd, mut cluster, writer, sink) = replicating("follows").await;
+    let target = cluster.a_follower().await;
+    let coordinator = cluster.coordinator().await;
+    cluster.suspend(&target).await;
+    let waiter = cluster.waiter_at(&["drain", &target, "--wait"], &cluster.server(&coordinator)).await;
+    cluster.kill(&coordinator);
+    cluster.resume(&target).await;
+    let (code, said) = waiter.end().await;
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("the coordinator is lost"), "{said}");
+    prove(&etcd, &cluster, writer, &sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_cluster_that_is_gone_is_told_so() {
+    let (_etcd, mut cluster, _writer, _sink) = replicating("gone").await;
+    let target = cluster.a_follower().await;
+    cluster.suspend(&target).await;
+    let waiter = cluster.waiter(&["drain", &target, "--wait"]).await;
+    for id in ["a", "b", "c"] {
+        cluster.kill(id);
+    }
+    let (code, said) = waiter.end().await;
+    assert_eq!((code, said.contains("goes on once they do")), (5, true), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,7 @@ use tokio::{
 
 use super::{
     Common, Format,
+    drain::silent,
     exit::{Exit, Failure},
     print, say,
 };
@@ -53,7 +54,7 @@ pub(super) async fn run(args: ApplyArgs, common: &Common) -> Result<Exit, Failur
     let signals = signal(SignalKind::interrupt()).and_then(|int| Ok((int, signal(SignalKind::terminate())?)));
     let (mut interrupt, mut terminate) =
         signals.map_err(|error| Failure::environment(format!("cannot listen for signals: {error}")))?;
-    let mut news = std::pin::pin!(client.watch());
+    let mut news = std::pin::pin!(client.watch().fuse());
     let mut left = None;
     loop {
         for drain in &mut drains {
@@ -65,7 +66,13 @@ pub(super) async fn run(args: ApplyArgs, common: &Common) -> Result<Exit, Failur
             break;
         }
         left = tokio::select! {
-            _ = time::timeout(ROUND, news.next()) => None,
+            heard = time::timeout(ROUND, news.next()) => match heard {
+                Ok(None) => {
+                    show(&drains, common)?;
+                    return Err(silent("what was asked for goes on once they do"));
+                }
+                _ => None,
+            },
             _ = interrupt.recv() => Some(Exit::Interrupted),
             _ = terminate.recv() => Some(Exit::Terminated),
         };

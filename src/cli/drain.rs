@@ -17,7 +17,7 @@ use super::{
     value,
 };
 use crate::{
-    client::{Client, ClientError, ClusterView},
+    client::{Client, ClientError, ClusterView, SILENCE},
     view::{DrainAccepted, DrainEndView},
 };
 
@@ -189,7 +189,10 @@ async fn wait(client: &Client, capture: &CaptureId, epoch: DrainEpoch, common: &
                 ));
                 continue;
             }
-            None => return Err(Failure::new(Exit::Internal, "following the drain ended")),
+            None => {
+                progress.finish();
+                return Err(silent(&format!("the drain of {capture} goes on once they do")));
+            }
         };
         let end = match standing(&view, epoch) {
             Standing::On => {
@@ -235,6 +238,13 @@ fn ended(end: &DrainEndView, common: &Common) -> Result<Exit, Failure> {
         format!("{} {what} (epoch {}, {})\n", end.target, end.drain_epoch, super::table::time(end.duration_ms))
     })?;
     Ok(exit)
+}
+
+/// Nobody answers any more.
+pub(super) fn silent(but: &str) -> Failure {
+    let seconds = SILENCE.as_secs();
+    let sentence = format!("no capture of the cluster has answered for {seconds} s; {but}: see `capturedrain status`");
+    Failure::new(Exit::Unreachable, sentence)
 }
 
 fn left(capture: &CaptureId, progress: &mut Progress, exit: Exit) -> Exit {

@@ -23,7 +23,7 @@ impl Client {
     ) -> Result<T, ClientError> {
         let until = Instant::now() + PATIENCE;
         let mut reason = String::new();
-        for server in self.servers.iter().cycle() {
+        for server in self.servers.all().into_iter().cycle() {
             let mut call = self.http.request(method.clone(), format!("http://{server}/api/v2/{path}"));
             // What changes something may have to ask the source first.
             let reads = method == Method::GET;

@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
-    process::{Child, Command},
+    process::{Child, ChildStderr, Command},
     sync::oneshot,
     task::JoinHandle,
     time,
@@ -108,23 +108,30 @@ impl Cluster {
         run(args, &self.servers()).await
     }
 
-    /// Runs a command, and sends it SIGINT once it has said something.
-    pub(crate) async fn interrupted(&self, args: &[&str]) -> (i32, String) {
+    /// Starts a command that follows a drain, and waits until it does.
+    pub(crate) async fn waiter(&self, args: &[&str]) -> Waiter {
+        self.waiter_at(args, &self.servers()).await
+    }
+
+    /// The same, which knows only these servers.
+    pub(crate) async fn waiter_at(&self, args: &[&str], servers: &str) -> Waiter {
         let mut command = Command::new(BINARY);
-        command.args(args).env("CAPTUREDRAIN_SERVER", self.servers()).stdin(Stdio::null()).kill_on_drop(true);
+        command.args(args).env("CAPTUREDRAIN_SERVER", servers).stdin(Stdio::null()).kill_on_drop(true);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut said = String::new();
-        let ended = async {
-            // The second line follows the first look at the drain, when signals are listened for.
+        // The second line follows the first look at the drain, when signals are listened for.
+        let following = async {
             stderr.read_line(&mut said).await.unwrap();
             stderr.read_line(&mut said).await.unwrap();
-            send(child.id().unwrap(), "-INT").await;
-            stderr.read_to_string(&mut said).await.unwrap();
-            child.wait().await.unwrap().code().unwrap_or(-1)
         };
-        let code = time::timeout(PATIENCE, ended).await.expect("an end after SIGINT");
-        (code, said)
+        time::timeout(PATIENCE, following).await.expect("a command that follows");
+        Waiter { child, stderr, said }
+    }
+
+    /// The address of one, as `--server` takes it.
+    pub(crate) fn server(&self, id: &str) -> String {
+        format!("http://127.0.0.1:{}", self.captures[id].0)
     }
 
     pub(crate) async fn ok(&self, args: &[&str]) {
@@ -215,6 +222,31 @@ impl Cluster {
         self.signal(id, "-TERM").await;
         let (_, mut child) = self.captures.remove(id).unwrap();
         time::timeout(Duration::from_secs(90), child.wait()).await.expect("an end after SIGTERM").unwrap()
+    }
+}
+
+/// A command that follows a drain.
+pub(crate) struct Waiter {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    said: String,
+}
+
+impl Waiter {
+    /// Its exit code, and what it said on standard error.
+    pub(crate) async fn end(mut self) -> (i32, String) {
+        let ended = async {
+            self.stderr.read_to_string(&mut self.said).await.unwrap();
+            self.child.wait().await.unwrap().code().unwrap_or(-1)
+        };
+        let code = time::timeout(Duration::from_mins(2), ended).await.expect("a waiter that ends");
+        (code, self.said)
+    }
+
+    /// The same, after a signal.
+    pub(crate) async fn end_by(self, signal: &str) -> (i32, String) {
+        send(self.child.id().unwrap(), signal).await;
+        self.end().await
     }
 }
 
