@@ -37,6 +37,10 @@ async fn a_server_that_cannot_start_says_why() {
     fails(&["server", "--store", "etcd://127.0.0.1:9"], 5, "etcd at http://127.0.0.1:9 does not answer").await;
     fails(&["server", "--store", "redis://h:1"], 2, "\"redis://h:1\" is not a store").await;
     fails(&["server", "--store", &store, "--addr", "0.0.0.0:1"], 2, "not a loopback address").await;
+    let everywhere = ["server", "--store", &store, "--addr", "0.0.0.0:1", "--insecure"];
+    fails(&everywhere, 2, "say with --advertise-addr HOST:PORT where they can").await;
+    let (code, sentence) = run(&[&everywhere[..], &["--advertise-addr", "0.0.0.0:1"]].concat(), "").await;
+    assert_eq!((code, sentence.contains("name one at which others reach it")), (2, true), "{sentence}");
     fails(&["server", "--store", "etcd://h:1", "--captures", "3"], 2, "embedded").await;
     fails(&["server", "--store", &store, "--heartbeat", "9s"], 2, "--heartbeat").await;
     let held = TcpListener::bind(&taken).ok();

@@ -29,8 +29,8 @@ pub(super) struct ServerArgs {
     /// Listen on another address than loopback, although nothing is encrypted and nobody is asked who he is
     #[arg(long, env = "CAPTUREDRAIN_INSECURE")]
     insecure: bool,
-    /// Address at which others reach it [default: --addr]
-    #[arg(long, env = "CAPTUREDRAIN_ADVERTISE_ADDR", value_name = "HOST:PORT")]
+    /// Address at which others reach it; with --captures the port counts up [default: --addr]
+    #[arg(long, env = "CAPTUREDRAIN_ADVERTISE_ADDR", value_name = "HOST:PORT", value_parser = value::reachable)]
     advertise_addr: Option<String>,
     /// Name of the capture [default: `capture-` and its port]
     #[arg(long, env = "CAPTUREDRAIN_ID")]
@@ -116,6 +116,13 @@ pub(super) async fn run(args: ServerArgs) -> Result<Exit, Failure> {
         let addr = args.addr;
         return Err(Failure::usage(format!(
             "{addr} is not a loopback address, and nothing is encrypted there: add --insecure if that is meant"
+        )));
+    }
+    if args.addr.ip().is_unspecified() && args.advertise_addr.is_none() {
+        let addr = args.addr;
+        return Err(Failure::usage(format!(
+            "{addr} is every address of this machine, and no other capture could reach it there: say with \
+             --advertise-addr HOST:PORT where they can"
         )));
     }
     if args.captures > 1 && !args.store.starts_with("embedded:") {

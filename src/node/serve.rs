@@ -16,7 +16,8 @@ pub struct ServeConfig {
     pub id: Option<CaptureId>,
     /// `host:port` to listen on; the port counts up with the captures.
     pub addr: SocketAddr,
-    /// `host:port` at which others reach the first capture; `None`: the address that it listens on.
+    /// `host:port` at which others reach the first capture, the port counting up with the captures; `None`: the address
+    /// that it listens on.
     pub advertise_addr: Option<String>,
     /// How many captures this process runs.
     pub captures: u16,
@@ -54,10 +55,7 @@ impl ServeConfig {
         let mut captures = Vec::new();
         for n in 0..self.captures.max(1) {
             let mut addr = self.addr;
-            let port = addr.port().checked_add(n).ok_or_else(|| NodeError::Listen {
-                addr: self.addr.to_string(),
-                source: std::io::Error::other(format!("there is no port for capture {n}")),
-            })?;
+            let port = addr.port().checked_add(n).ok_or_else(|| no_port(self.addr.to_string(), n))?;
             addr.set_port(if self.addr.port() == 0 { 0 } else { port });
             let name = match (&self.id, self.captures) {
                 (Some(id), 0..=1) => id.to_string(),
@@ -66,7 +64,7 @@ impl ServeConfig {
                 (None, _) => format!("capture-{n}"),
             };
             let id = CaptureId::new(&name)?;
-            let advertised = self.advertise_addr.clone().filter(|_| self.captures <= 1).unwrap_or(addr.to_string());
+            let advertised = self.advertised(n)?.unwrap_or(addr.to_string());
             let mut registration = identity(id, &advertised);
             registration.pod_name = self.pod_name.as_deref().map(Arc::from);
             registration.pod_uid = self.pod_uid.as_deref().map(Arc::from);
@@ -75,6 +73,21 @@ impl ServeConfig {
         }
         Ok(captures)
     }
+
+    /// Where others reach capture `n`; `None`: where it listens.
+    fn advertised(&self, n: u16) -> Result<Option<String>, NodeError> {
+        let Some((first, (host, port))) = self.advertise_addr.as_ref().and_then(|at| Some((at, at.rsplit_once(':')?)))
+        else {
+            return Ok(self.advertise_addr.clone());
+        };
+        let port = port.parse::<u16>().ok().and_then(|port| port.checked_add(n));
+        let port = port.ok_or_else(|| no_port(first.clone(), n))?;
+        Ok(Some(format!("{host}:{port}")))
+    }
+}
+
+fn no_port(addr: String, n: u16) -> NodeError {
+    NodeError::Listen { addr, source: std::io::Error::other(format!("there is no port for capture {n}")) }
 }
 
 /// Runs captures until SIGTERM or SIGINT; then has them drained, and ends.
