@@ -70,6 +70,7 @@ async fn a_store_that_is_in_use_or_of_a_newer_build_is_left_alone() {
 async fn a_client_that_cannot_ask_says_why() {
     fails(&["captures"], 5, "no answer from 127.0.0.1:9").await;
     fails(&["captures", "--server", "ftp://h:1"], 2, "\"ftp://h:1\" is not a server").await;
+    fails(&["drain", "b", "--on-deadline", "proceed"], 2, "--on-deadline proceed needs a --deadline").await;
     fails(&["apply", "-f", "/nonexistent.yaml"], 3, "/nonexistent.yaml cannot be read").await;
     let folder = tempfile::tempdir().unwrap();
     let manifest = folder.path().join("drain.yaml");

@@ -27,10 +27,10 @@ const ROUND: Duration = Duration::from_secs(1);
 #[derive(Debug, Args)]
 pub(super) struct ApplyArgs {
     /// The file; `-` is standard input
-    #[arg(long, short, value_name = "FILE")]
+    #[arg(long, short, env = "CAPTUREDRAIN_FILE", value_name = "FILE")]
     file: PathBuf,
     /// Go on until each has ended, or its target is proven empty
-    #[arg(long, short)]
+    #[arg(long, short, env = "CAPTUREDRAIN_WAIT")]
     wait: bool,
 }
 
