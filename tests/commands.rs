@@ -11,6 +11,7 @@ use std::{fs, net::TcpListener, path::Path, time::Duration};
 use capturedrain::store::{AnyStore, Store as _};
 use capturedrain_core::store::{Op, Txn};
 use processes::{Cluster, run, wait_for};
+use reqwest::Method;
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
@@ -88,6 +89,18 @@ async fn a_cluster_of_one_cannot_be_drained() {
     cluster.wait_for_captures(1).await;
     let (code, sentence) = cluster.run(&["drain", "only"]).await;
     assert_eq!((code, sentence.contains("no other capture is alive")), (4, true), "{sentence}");
+    let long = "r".repeat(1025);
+    for command in [["drain", "only", "--reason", &long], ["cancel", "only", "--requester", &long]] {
+        let (code, sentence) = cluster.run(&command).await;
+        assert_eq!((code, sentence.contains("is longer than")), (2, true), "{sentence}");
+    }
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    for (method, field) in [(Method::PUT, "reason"), (Method::PUT, "requester"), (Method::DELETE, "requester")] {
+        let url = format!("{}/api/v2/captures/only/drain?{field}={long}", cluster.servers());
+        let answer = reqwest::Client::new().request(method, url).send().await.unwrap();
+        let (status, body) = (answer.status().as_u16(), answer.text().await.unwrap());
+        assert_eq!((status, body.contains(&format!("`{field}` is longer than"))), (400, true), "{body}");
+    }
     let create = |sink: &'static str| ["changefeed", "create", "--id", "f", "--source", "synthetic://", "--sink", sink];
     let (code, sentence) = cluster.run(&create("file:///dev/null/x")).await;
     assert_eq!((code, sentence.contains("sink folder /dev/null/x cannot be used")), (12, true), "{sentence}");
