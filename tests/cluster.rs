@@ -98,6 +98,25 @@ async fn a_capture_that_gets_sigterm_is_drained_before_it_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_capture_that_has_no_time_for_its_drain_says_so_by_its_exit_code() {
+    let (_etcd, mut cluster, _writer, _sink) = replicating("hurried").await;
+    cluster.shutdown_timeout("2s");
+    cluster.start("late");
+    cluster.shutdown_timeout("60s");
+    cluster.start("twice-int");
+    cluster.start("twice-term");
+    cluster.wait_for_captures(6).await;
+    // One drain at a time, and a target that stands still cannot be proven empty: the others have to wait.
+    let coordinator = cluster.coordinator().await;
+    let target = ["a", "b", "c"].into_iter().rfind(|id| *id != coordinator).unwrap();
+    cluster.suspend(target).await;
+    cluster.ok(&["drain", target]).await;
+    assert_eq!(cluster.insist("twice-int", "-INT").await.code(), Some(130));
+    assert_eq!(cluster.insist("twice-term", "-TERM").await.code(), Some(143));
+    assert_eq!(cluster.terminate("late").await.code(), Some(6));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_capture_that_is_killed_loses_nothing() {
     let (etcd, mut cluster, writer, sink) = replicating("crash").await;
     let target = cluster.a_follower().await;

@@ -10,7 +10,7 @@ use super::{
     value,
 };
 use crate::{
-    node::{ServeConfig, serve},
+    node::{Ending, ServeConfig, serve},
     store::AnyStore,
 };
 
@@ -143,6 +143,10 @@ pub(super) async fn run(args: ServerArgs) -> Result<Exit, Failure> {
         options,
         shutdown_timeout: args.shutdown_timeout,
     };
-    serve(config, store).await?;
-    Ok(Exit::Done)
+    Ok(match serve(config, store).await? {
+        Ending::Done => Exit::Done,
+        Ending::WorkLeft => Exit::Proceeded,
+        Ending::Interrupted => Exit::Interrupted,
+        Ending::Terminated => Exit::Terminated,
+    })
 }

@@ -6,7 +6,7 @@ use capturedrain_core::model::{CaptureId, NodeEpoch, Options, PROTOCOL, Registra
 use futures::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Node, NodeConfig, NodeError, listen};
+use super::{Farewell, Node, NodeConfig, NodeError, listen};
 use crate::store::AnyStore;
 
 /// What a server is told.
@@ -90,6 +90,19 @@ fn no_port(addr: String, n: u16) -> NodeError {
     NodeError::Listen { addr, source: std::io::Error::other(format!("there is no port for capture {n}")) }
 }
 
+/// How a server ended, once it was told to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// As it should: proven empty, or without a drain because none was wanted or nobody could have taken the work.
+    Done,
+    /// The time for the drain was up, and work was left.
+    WorkLeft,
+    /// By a second signal, SIGINT, before the drain was done.
+    Interrupted,
+    /// The same by SIGTERM.
+    Terminated,
+}
+
 /// Runs captures until SIGTERM or SIGINT; then has them drained, and ends.
 ///
 /// A second signal ends at once. With all captures of a cluster in one process there is nobody who could take the work,
@@ -97,7 +110,7 @@ fn no_port(addr: String, n: u16) -> NodeError {
 ///
 /// # Errors
 /// When one cannot be started, or cannot go on.
-pub async fn serve(config: ServeConfig, store: AnyStore) -> Result<(), NodeError> {
+pub async fn serve(config: ServeConfig, store: AnyStore) -> Result<Ending, NodeError> {
     let mut nodes = Vec::new();
     for (mut identity, addr) in config.identities()? {
         let listener = listen(&addr.to_string()).await?;
@@ -122,13 +135,17 @@ pub async fn serve(config: ServeConfig, store: AnyStore) -> Result<(), NodeError
         }
     };
     if let Some(ended) = failed {
-        return ended;
+        return ended.map(|()| Ending::Done);
     }
     let timeout = if nodes.len() > 1 { Duration::ZERO } else { config.shutdown_timeout };
-    tokio::select! {
-        _ = join_all(nodes.into_iter().map(|node| node.shut_down(timeout))) => {}
-        _ = terminate.recv() => tracing::warn!("second signal, ending at once"),
-        _ = interrupt.recv() => tracing::warn!("second signal, ending at once"),
+    let farewells = join_all(nodes.into_iter().map(|node| node.shut_down(timeout)));
+    let ending = tokio::select! {
+        farewells = farewells => if farewells.contains(&Farewell::TooLate) { Ending::WorkLeft } else { Ending::Done },
+        _ = terminate.recv() => Ending::Terminated,
+        _ = interrupt.recv() => Ending::Interrupted,
+    };
+    if matches!(ending, Ending::Terminated | Ending::Interrupted) {
+        tracing::warn!("second signal, ending at once");
     }
-    Ok(())
+    Ok(ending)
 }

@@ -61,12 +61,19 @@ async fn send(pid: u32, signal: &str) {
 pub(crate) struct Cluster {
     name: String,
     store: String,
+    shutdown_timeout: String,
     captures: BTreeMap<String, (u16, Child)>,
 }
 
 impl Cluster {
     pub(crate) fn new(name: &str, store: &str) -> Self {
-        Self { name: name.to_owned(), store: store.to_owned(), captures: BTreeMap::new() }
+        let (name, store, shutdown_timeout) = (name.to_owned(), store.to_owned(), "60s".to_owned());
+        Self { name, store, shutdown_timeout, captures: BTreeMap::new() }
+    }
+
+    /// How long SIGTERM waits, of captures that are started from now on.
+    pub(crate) fn shutdown_timeout(&mut self, timeout: &str) {
+        timeout.clone_into(&mut self.shutdown_timeout);
     }
 
     pub(crate) fn start(&mut self, id: &str) {
@@ -91,7 +98,7 @@ impl Cluster {
         Command::new(BINARY)
             .args(["server", "--cluster", &self.name, "--store", &self.store, "--id", id])
             .args(["--addr", &format!("127.0.0.1:{port}"), "--lease", "3s", "--heartbeat", "300ms"])
-            .args(["--captures", &captures.to_string(), "--shutdown-timeout", "60s", "--log", "warn"])
+            .args(["--captures", &captures.to_string(), "--shutdown-timeout", &self.shutdown_timeout, "--log", "warn"])
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
             .kill_on_drop(true)
@@ -215,6 +222,22 @@ impl Cluster {
     /// SIGCONT.
     pub(crate) async fn resume(&self, id: &str) {
         self.signal(id, "-CONT").await;
+    }
+
+    /// Signals until it ends: what somebody does who does not want to wait.
+    pub(crate) async fn insist(&mut self, id: &str, signal: &str) -> ExitStatus {
+        let (_, mut child) = self.captures.remove(id).unwrap();
+        wait_for(PATIENCE, "an end after signals", || {
+            let ended = child.try_wait().unwrap();
+            let pid = child.id();
+            async move {
+                if ended.is_none() {
+                    send(pid.unwrap(), signal).await;
+                }
+                ended
+            }
+        })
+        .await
     }
 
     /// SIGTERM, and waits for the end.
