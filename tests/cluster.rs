@@ -4,6 +4,8 @@
 
 #[path = "support/etcd.rs"]
 mod etcd;
+#[path = "support/lossy.rs"]
+mod lossy;
 #[path = "support/processes.rs"]
 #[allow(dead_code, reason = "shared with the tests of the command line")]
 mod processes;
@@ -216,6 +218,21 @@ async fn a_drain_is_cancelled_and_a_drained_capture_released() {
     })
     .await;
     prove(&etcd, &cluster, writer, &sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_is_cancelled_although_the_answer_was_lost() {
+    let (_etcd, cluster, _writer, _sink) = replicating("lost").await;
+    let target = cluster.a_follower().await;
+    cluster.suspend(&target).await;
+    let waiter = cluster.waiter(&["drain", &target, "--wait"]).await;
+    // The first connection looks up which drain is on.
+    let way = lossy::way_to(&cluster.server(&cluster.coordinator().await), 1).await;
+    let (code, sentence) = processes::run(&["cancel", &target], &way).await;
+    assert_eq!(code, 0, "{sentence}");
+    let (code, said) = waiter.end().await;
+    assert_eq!(code, 8, "{said}");
+    assert_eq!(cluster.run(&["cancel", &target]).await.0, 4, "no drain is on any more");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
+#[path = "support/lossy.rs"]
+mod lossy;
 #[path = "support/processes.rs"]
 #[allow(dead_code, reason = "shared with the tests on etcd")]
 mod processes;
@@ -168,6 +170,28 @@ async fn a_manifest_is_applied_and_printed_with_its_status() {
     fs::write(&manifest, fs::read_to_string(&manifest).unwrap().replace(&target, "nobody")).unwrap();
     let (code, _) = cluster.run(&["apply", "--wait", "-f", manifest.to_str().unwrap()]).await;
     assert_eq!(code, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_done_counts_although_its_answer_was_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::new("default", &embedded(&folder.path().join("store.redb")));
+    cluster.start_several("c", 2);
+    cluster.wait_for_captures(2).await;
+    let server = cluster.server("c");
+    let create =
+        |source: &'static str| ["changefeed", "create", "--id", "f", "--sink", "blackhole://", "--source", source];
+    let (code, sentence) = run(&create("synthetic://"), &lossy::way_to(&server, 0).await).await;
+    assert_eq!(code, 0, "{sentence}");
+    // Without a lost answer, and with another wish, it is a refusal as ever.
+    let (code, sentence) = run(&create("synthetic://"), &server).await;
+    assert_eq!((code, sentence.contains("exists already")), (4, true), "{sentence}");
+    let (code, sentence) = run(&create("synthetic://?tables=2"), &lossy::way_to(&server, 0).await).await;
+    assert_eq!((code, sentence.contains("exists already")), (4, true), "{sentence}");
+    let delete = ["changefeed", "delete", "f"];
+    let (code, sentence) = run(&delete, &lossy::way_to(&server, 0).await).await;
+    assert_eq!(code, 0, "{sentence}");
+    assert_eq!(run(&delete, &server).await.0, 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -167,7 +167,8 @@ impl Client {
         Ok(if answer.drained { Answer::Drained { epoch } } else { Answer::Draining { epoch, current } })
     }
 
-    /// Calls a drain off.
+    /// Calls a drain off. Without an epoch the drain of this capture that is on is meant: its epoch is looked up first, so
+    /// that a call whose answer was lost can be repeated.
     ///
     /// # Errors
     /// Refusals of the cluster, and when nobody answers.
@@ -177,6 +178,10 @@ impl Client {
         epoch: Option<DrainEpoch>,
         requester: &str,
     ) -> Result<(), ClientError> {
+        let epoch = match epoch {
+            Some(epoch) => Some(epoch),
+            None => self.epoch_of(capture).await?,
+        };
         let call = pb::CancelDrainRequest {
             capture_id: capture.to_string(),
             drain_epoch: epoch.map(|epoch| epoch.0),
@@ -187,6 +192,13 @@ impl Client {
             async move { drains.cancel_drain(call).await }
         };
         self.call(made).await.map(drop)
+    }
+
+    /// The epoch of the drain of a capture that is on.
+    async fn epoch_of(&self, capture: &CaptureId) -> Result<Option<DrainEpoch>, ClientError> {
+        let drain = self.status().await?.drain;
+        let of_it = drain.is_draining && drain.draining_capture_id.as_deref() == Some(capture.as_str());
+        Ok(of_it.then_some(DrainEpoch(drain.drain_epoch)))
     }
 
     /// Has a `Stopping` capture register anew.
