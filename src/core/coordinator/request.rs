@@ -97,9 +97,7 @@ impl Coordinator {
     fn repeat_drain(&self, view: &View, record: &DrainRecord, request: &DrainRequest) -> Decision {
         let answer = Answer::Draining { epoch: record.epoch, current: self.current_work(view, &record.target) };
         let mut updated = record.clone();
-        if !updated.requesters.contains(&request.requester) {
-            updated.requesters.push(request.requester.clone());
-        }
+        updated.add_requester(&request.requester);
         if !request.avoid.is_empty() {
             updated.avoid.clone_from(&request.avoid);
         }
