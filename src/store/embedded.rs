@@ -12,26 +12,20 @@ use std::{
 
 use capturedrain_core::{
     model::Instant,
-    store::{Change, Entry, LeaseId, Listing, Model, Op, Revision, TXN_MAX_OPS, Txn, TxnOutcome},
+    store::{Entry, LeaseId, Listing, Model, Op, Revision, TXN_MAX_OPS, Txn, TxnOutcome},
 };
 use futures::{StreamExt as _, stream};
-use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError, TableDefinition};
 use tokio::{sync::watch, task, time};
 
-use super::{Store, StoreError, Watch, WatchError};
+use super::{Store, StoreError, Watch, WatchError, file::File};
 
-/// Create revision, modification revision and lease (0: none), 8 bytes each, then the value.
-const KEYS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("keys");
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-const REVISION: &str = "revision";
-const HEADER_BYTES: usize = 24;
 /// The longest time between two looks at the leases.
 const LEASE_LOOK: Duration = Duration::from_millis(200);
 
 struct State {
     model: Model,
     /// `None` after an error, until it could be opened anew.
-    file: Option<Database>,
+    file: Option<File>,
 }
 
 struct Shared {
@@ -61,8 +55,8 @@ impl Embedded {
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let path = path.as_ref().to_owned();
         let opened = task::spawn_blocking(move || -> Result<Self, StoreError> {
-            let file = open_file(&path)?;
-            let (revision, entries) = read(&file).map_err(|error| storage(&path, &error))?;
+            let file = File::open(&path)?;
+            let (revision, entries) = file.read()?;
             let leased: Vec<_> = entries.iter().filter(|e| e.lease.is_some()).map(|e| e.key.clone()).collect();
             let model = Model::restore(revision, entries);
             let shared = Shared {
@@ -131,15 +125,15 @@ impl Shared {
         };
         let changed = state.model.changes_after(before, "", "\u{10ffff}");
         let changed = changed.map_err(|error| StoreError::Rejected(error.to_string()))?;
-        write(file, state.model.revision(), &changed.changes).map_err(|error| storage(&self.path, &error))
+        file.write(state.model.revision(), &changed.changes)
     }
 
     fn reopen(&self, state: &mut State) -> Result<(), StoreError> {
         if state.file.is_some() {
             return Ok(());
         }
-        let file = open_file(&self.path)?;
-        let (revision, entries) = read(&file).map_err(|error| storage(&self.path, &error))?;
+        let file = File::open(&self.path)?;
+        let (revision, entries) = file.read()?;
         state.model.reload(revision, entries);
         state.file = Some(file);
         self.revision.send_replace(revision);
@@ -160,77 +154,6 @@ async fn end_leases(shared: Weak<Shared>) {
             tracing::warn!(%error, "leases cannot be ended");
         }
     }
-}
-
-fn open_file(path: &Path) -> Result<Database, StoreError> {
-    Database::create(path).map_err(|error| match error {
-        DatabaseError::DatabaseAlreadyOpen => StoreError::InUse(path.to_owned()),
-        DatabaseError::Storage(error) => storage(path, &error.into()),
-        other => StoreError::Damaged { path: path.to_owned(), reason: other.to_string() },
-    })
-}
-
-fn storage(path: &Path, error: &redb::Error) -> StoreError {
-    let (path, reason) = (path.to_owned(), error.to_string());
-    let damaged = match error {
-        redb::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
-        redb::Error::Corrupted(_) | redb::Error::TableTypeMismatch { .. } => true,
-        _ => false,
-    };
-    if damaged { StoreError::Damaged { path, reason } } else { StoreError::Io { path, reason } }
-}
-
-fn read(file: &Database) -> Result<(Revision, Vec<Entry>), redb::Error> {
-    let reading = file.begin_read()?;
-    let table = match reading.open_table(KEYS) {
-        Ok(table) => table,
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok((0, Vec::new())),
-        Err(error) => return Err(error.into()),
-    };
-    let revision = reading.open_table(META)?.get(REVISION)?.map_or(0, |value| value.value());
-    let mut entries = Vec::new();
-    for row in table.iter()? {
-        let (key, value) = row?;
-        let (header, rest) = value
-            .value()
-            .split_at_checked(HEADER_BYTES)
-            .ok_or_else(|| StorageError::Corrupted(format!("the value of {} is too short", key.value())))?;
-        let number = |n: usize| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&header[n * 8..n * 8 + 8]);
-            u64::from_le_bytes(bytes)
-        };
-        let lease = number(2).cast_signed();
-        entries.push(Entry {
-            key: key.value().into(),
-            value: rest.into(),
-            create_revision: number(0),
-            mod_revision: number(1),
-            lease: (lease != 0).then_some(LeaseId(lease)),
-        });
-    }
-    Ok((revision, entries))
-}
-
-fn write(file: &Database, revision: Revision, changes: &[Change]) -> Result<(), redb::Error> {
-    // redb's default durability is immediate: `commit` returns when the file is synced.
-    let writing = file.begin_write()?;
-    {
-        let mut keys = writing.open_table(KEYS)?;
-        for change in changes {
-            match change {
-                Change::Put(entry) => {
-                    let lease = entry.lease.map_or(0, |lease| lease.0.cast_unsigned());
-                    let header = [entry.create_revision, entry.mod_revision, lease].map(u64::to_le_bytes).concat();
-                    keys.insert(&*entry.key, [&header, &*entry.value].concat().as_slice())?;
-                }
-                Change::Deleted(key) => drop(keys.remove(&**key)?),
-            }
-        }
-        writing.open_table(META)?.insert(REVISION, revision)?;
-    }
-    writing.commit()?;
-    Ok(())
 }
 
 impl Store for Embedded {
