@@ -1,12 +1,13 @@
 //! A cluster's state in one file: the store model, with every change committed before it is answered.
 //!
 //! Opening the file takes its lock and voids all leases, since whoever held them is gone. The clocks of leases live in
-//! memory. After an error of the file it is opened anew, and the model is what the file has.
+//! memory. After an error of the file it is opened anew, and the model is what the file has; until that succeeds
+//! nothing is served, since the model may have what was never persisted.
 
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, Weak},
     time::{Duration, Instant as Clock},
 };
 
@@ -23,6 +24,7 @@ use super::{Store, StoreError, Watch, WatchError, file::File};
 const LEASE_LOOK: Duration = Duration::from_millis(200);
 
 struct State {
+    /// To be read only while the file is open: otherwise it may have what was never persisted.
     model: Model,
     /// `None` after an error, until it could be opened anew.
     file: Option<File>,
@@ -77,9 +79,12 @@ impl Embedded {
         Ok(store)
     }
 
-    async fn with<T: Send + 'static>(&self, work: impl FnOnce(&Shared) -> T + Send + 'static) -> Result<T, StoreError> {
+    async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let shared = self.shared.clone();
-        joined(task::spawn_blocking(move || work(&shared)).await)
+        joined(task::spawn_blocking(move || work(&shared)).await)?
     }
 }
 
@@ -93,14 +98,25 @@ impl Shared {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic while it was held has left the model as some transaction made it, or as the file has it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(|poisoned| {
+            // Nobody knows how far the model came before the panic. The file does.
+            let mut state = poisoned.into_inner();
+            state.file = None;
+            self.state.clear_poison();
+            state
+        })
+    }
+
+    /// The model, as the file has it.
+    fn opened(&self) -> Result<MutexGuard<'_, State>, StoreError> {
+        let mut state = self.state();
+        self.reopen(&mut state)?;
+        Ok(state)
     }
 
     /// Changes the model, and commits what changed. On an error the model is what the file has.
     fn change<T>(&self, change: impl FnOnce(&mut Model) -> T) -> Result<T, StoreError> {
-        let mut state = self.state();
-        self.reopen(&mut state)?;
+        let mut state = self.opened()?;
         let before = state.model.revision();
         let answer = change(&mut state.model);
         let after = state.model.revision();
@@ -111,7 +127,9 @@ impl Shared {
             tracing::warn!(%error, "the embedded store is opened anew");
             state.file = None;
             // What was tried may be in the file or not: only the file knows. Who watches sees it when it is read again.
-            let _ = self.reopen(&mut state);
+            if let Err(error) = self.reopen(&mut state) {
+                tracing::warn!(%error, "the embedded store stays closed for now");
+            }
             return Err(error);
         }
         drop(state);
@@ -147,7 +165,7 @@ async fn end_leases(shared: Weak<Shared>) {
         let Some(shared) = shared.upgrade() else { return };
         let ended = task::spawn_blocking(move || {
             let now = shared.now();
-            let due = shared.state().model.next_expiry().is_some_and(|at| at <= now);
+            let due = shared.opened()?.model.next_expiry().is_some_and(|at| at <= now);
             if due { shared.change(|model| model.expire(now)) } else { Ok(()) }
         });
         if let Ok(Err(error)) = ended.await {
@@ -158,15 +176,15 @@ async fn end_leases(shared: Weak<Shared>) {
 
 impl Store for Embedded {
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        self.with(move |shared| shared.state().model.grant(ttl, shared.now())).await
+        self.with(move |shared| Ok(shared.opened()?.model.grant(ttl, shared.now()))).await
     }
 
     async fn keep(&self, lease: LeaseId) -> Result<bool, StoreError> {
-        self.with(move |shared| shared.state().model.keep(lease, shared.now())).await
+        self.with(move |shared| Ok(shared.opened()?.model.keep(lease, shared.now()))).await
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.with(move |shared| shared.change(|model| model.revoke(lease))).await?
+        self.with(move |shared| shared.change(|model| model.revoke(lease))).await
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
@@ -175,22 +193,22 @@ impl Store for Embedded {
             return Err(StoreError::Rejected(format!("{asked} operations in a transaction, {TXN_MAX_OPS} at most")));
         }
         self.with(move |shared| {
-            shared.change(|model| model.txn(&txn)).unwrap_or_else(|error| {
+            Ok(shared.change(|model| model.txn(&txn)).unwrap_or_else(|error| {
                 tracing::warn!(%error, "no telling whether a transaction took effect");
                 TxnOutcome::Unknown
-            })
+            }))
         })
         .await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         let key = key.to_owned();
-        self.with(move |shared| shared.state().model.get(&key).cloned()).await
+        self.with(move |shared| Ok(shared.opened()?.model.get(&key).cloned())).await
     }
 
     async fn list(&self, start: &str, end: &str) -> Result<Listing, StoreError> {
         let (start, end) = (start.to_owned(), end.to_owned());
-        self.with(move |shared| shared.state().model.list(&start, &end)).await
+        self.with(move |shared| Ok(shared.opened()?.model.list(&start, &end))).await
     }
 
     fn watch(&self, start: &str, end: &str, after: Revision) -> Watch {
@@ -204,7 +222,8 @@ impl Store for Embedded {
                     // Marked as seen before it is read: a change in between wakes the next round.
                     revision.mark_unchanged();
                     let (start, end) = (start.clone(), end.clone());
-                    let told = store.with(move |shared| shared.state().model.changes_after(seen, &start, &end)).await;
+                    let told =
+                        store.with(move |shared| Ok(shared.opened()?.model.changes_after(seen, &start, &end))).await;
                     match told {
                         Ok(Ok(changes)) if changes.revision > seen => {
                             let next = changes.revision;
@@ -218,5 +237,58 @@ impl Store for Embedded {
             }
         })
         .boxed()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use std::fs;
+
+    use capturedrain_core::store::Change;
+
+    use super::*;
+    use crate::store::file::failing::Disk;
+
+    /// A store on a disk that can be made to fail.
+    async fn on_a_disk(path: &Path) -> (Embedded, Disk) {
+        let store = Embedded::open(path).await.unwrap();
+        let disk = Disk::default();
+        let mut state = store.shared.state();
+        state.file = None;
+        state.file = Some(disk.open(path));
+        drop(state);
+        (store, disk)
+    }
+
+    fn put(key: &str, value: &str, lease: Option<LeaseId>) -> Txn {
+        Txn { compares: Vec::new(), ops: vec![Op::Put { key: key.into(), value: value.as_bytes().into(), lease }] }
+    }
+
+    #[tokio::test]
+    async fn what_was_never_persisted_is_not_served_while_the_file_cannot_be_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, aside) = (folder.path().join("store"), folder.path().join("aside"));
+        let (store, disk) = on_a_disk(&path).await;
+        let TxnOutcome::Committed(revision) = store.txn(put("a", "persisted", None)).await.unwrap() else {
+            unreachable!("there is no condition to refuse")
+        };
+        let mut watch = store.watch("", "z", revision);
+        // The write fails, and what is at its path then is nothing that could be opened.
+        fs::rename(&path, &aside).unwrap();
+        fs::create_dir(&path).unwrap();
+        disk.fail();
+        assert_eq!(store.txn(put("a", "lost", None)).await.unwrap(), TxnOutcome::Unknown);
+        assert!(store.get("a").await.is_err());
+        assert!(store.list("", "z").await.is_err());
+        assert!(store.keep(LeaseId(1)).await.is_err());
+        let told = store.watch("", "z", revision).next().await;
+        assert!(matches!(told, Some(Err(WatchError::Broken(_)))), "{told:?}");
+        fs::remove_dir(&path).unwrap();
+        fs::rename(&aside, &path).unwrap();
+        assert_eq!(&*store.get("a").await.unwrap().unwrap().value, b"persisted");
+        assert!(matches!(store.txn(put("a", "later", None)).await.unwrap(), TxnOutcome::Committed(_)));
+        let told = watch.next().await.unwrap().unwrap();
+        assert!(matches!(&*told.changes, [Change::Put(entry)] if &*entry.value == b"later"), "{told:?}");
     }
 }

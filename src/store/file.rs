@@ -103,3 +103,80 @@ fn write(file: &Database, revision: Revision, changes: &[Change]) -> Result<(), 
     writing.commit()?;
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+pub(super) mod failing {
+    //! A disk that fails when it is told to.
+
+    use std::{
+        fs::OpenOptions,
+        io,
+        path::Path,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+    };
+
+    use redb::{Builder, StorageBackend, backends::FileBackend};
+
+    use super::File;
+
+    #[derive(Debug, Clone, Default)]
+    pub(in crate::store) struct Disk {
+        fails: Arc<AtomicBool>,
+    }
+
+    impl Disk {
+        /// From now on, for whoever has a file open on it.
+        pub(in crate::store) fn fail(&self) {
+            self.fails.store(true, Ordering::SeqCst);
+        }
+
+        pub(in crate::store) fn open(&self, path: &Path) -> File {
+            let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+            let backend = Backend { inner: FileBackend::new(file).unwrap(), disk: self.clone() };
+            File { path: path.to_owned(), database: Builder::new().create_with_backend(backend).unwrap() }
+        }
+    }
+
+    #[derive(Debug)]
+    struct Backend {
+        inner: FileBackend,
+        disk: Disk,
+    }
+
+    impl Backend {
+        fn check(&self) -> io::Result<()> {
+            let fails = self.disk.fails.load(Ordering::SeqCst);
+            if fails { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        }
+    }
+
+    impl StorageBackend for Backend {
+        fn len(&self) -> io::Result<u64> {
+            self.inner.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.inner.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.check().and_then(|()| self.inner.set_len(len))
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.check().and_then(|()| self.inner.sync_data())
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.check().and_then(|()| self.inner.write(offset, data))
+        }
+
+        fn close(&self) -> io::Result<()> {
+            self.inner.close()
+        }
+    }
+}
