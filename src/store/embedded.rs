@@ -22,6 +22,8 @@ use super::{Store, StoreError, Watch, WatchError, file::File};
 
 /// The longest time between two looks at the leases.
 const LEASE_LOOK: Duration = Duration::from_millis(200);
+/// How long after leases could not be ended the next attempt is made.
+const LEASE_BACKOFF: Duration = Duration::from_secs(1);
 
 struct State {
     /// To be read only while the file is open: otherwise it may have what was never persisted.
@@ -170,6 +172,7 @@ async fn end_leases(shared: Weak<Shared>) {
         });
         if let Ok(Err(error)) = ended.await {
             tracing::warn!(%error, "leases cannot be ended");
+            time::sleep(LEASE_BACKOFF).await;
         }
     }
 }
@@ -243,12 +246,14 @@ impl Store for Embedded {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod tests {
-    use std::fs;
+    use std::{fs, future::Future};
 
     use capturedrain_core::store::Change;
 
     use super::*;
     use crate::store::file::failing::Disk;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
 
     /// A store on a disk that can be made to fail.
     async fn on_a_disk(path: &Path) -> (Embedded, Disk) {
@@ -263,6 +268,15 @@ mod tests {
 
     fn put(key: &str, value: &str, lease: Option<LeaseId>) -> Txn {
         Txn { compares: Vec::new(), ops: vec![Op::Put { key: key.into(), value: value.as_bytes().into(), lease }] }
+    }
+
+    async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+        let asking = async {
+            while !holds().await {
+                time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        assert!(time::timeout(PATIENCE, asking).await.is_ok(), "waited {PATIENCE:?} for {what}");
     }
 
     #[tokio::test]
@@ -290,5 +304,37 @@ mod tests {
         assert!(matches!(store.txn(put("a", "later", None)).await.unwrap(), TxnOutcome::Committed(_)));
         let told = watch.next().await.unwrap().unwrap();
         assert!(matches!(&*told.changes, [Change::Put(entry)] if &*entry.value == b"later"), "{told:?}");
+    }
+
+    /// Lets the disk fail until somebody has noticed, with the keys of a lease still there afterwards.
+    async fn ended_in_vain(path: &Path, ttl: Duration, end: impl AsyncFnOnce(&Embedded, LeaseId)) -> Embedded {
+        let (store, disk) = on_a_disk(path).await;
+        let lease = store.grant(ttl).await.unwrap();
+        let written = store.txn(put("capture/a", "registered", Some(lease))).await.unwrap();
+        assert!(matches!(written, TxnOutcome::Committed(_)), "{written:?}");
+        disk.fail();
+        end(&store, lease).await;
+        until("the end to fail", || async { disk.failed() }).await;
+        store
+    }
+
+    #[tokio::test]
+    async fn a_registration_whose_lease_ran_out_on_a_full_disk_does_not_stay_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let store = ended_in_vain(&path, Duration::from_millis(100), async |_, _| ()).await;
+        until("the registration to go", || async { store.get("capture/a").await.unwrap().is_none() }).await;
+    }
+
+    #[tokio::test]
+    async fn a_lease_given_back_on_a_full_disk_ends_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let store = ended_in_vain(&path, Duration::from_hours(1), async |store: &Embedded, lease| {
+            assert!(store.revoke(lease).await.is_err());
+            assert!(!store.keep(lease).await.unwrap(), "who gave it back has it no more");
+        })
+        .await;
+        until("the registration to go", || async { store.get("capture/a").await.unwrap().is_none() }).await;
     }
 }

@@ -126,12 +126,18 @@ pub(super) mod failing {
     #[derive(Debug, Clone, Default)]
     pub(in crate::store) struct Disk {
         fails: Arc<AtomicBool>,
+        failed: Arc<AtomicBool>,
     }
 
     impl Disk {
         /// From now on, for whoever has a file open on it.
         pub(in crate::store) fn fail(&self) {
             self.fails.store(true, Ordering::SeqCst);
+        }
+
+        /// Whether somebody has noticed.
+        pub(in crate::store) fn failed(&self) -> bool {
+            self.failed.load(Ordering::SeqCst)
         }
 
         pub(in crate::store) fn open(&self, path: &Path) -> File {
@@ -149,8 +155,11 @@ pub(super) mod failing {
 
     impl Backend {
         fn check(&self) -> io::Result<()> {
-            let fails = self.disk.fails.load(Ordering::SeqCst);
-            if fails { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+            if !self.disk.fails.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+            self.disk.failed.store(true, Ordering::SeqCst);
+            Err(io::ErrorKind::StorageFull.into())
         }
     }
 
