@@ -31,8 +31,11 @@ use crate::{
 pub(super) const EVENTS_MAX: usize = 4096;
 /// The shortest time between two snapshots, so that a burst of events does not cost one each.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(20);
-/// How long after a failed listing the next one is tried.
+/// How long after a failed listing the next one is tried, and after a write of unknown outcome the listing: what could not
+/// be written is decided again from it.
 const RELOAD_BACKOFF: Duration = Duration::from_millis(500);
+/// How long after a refused write the listing is made. The view was behind, and by then it has often caught up.
+const REFUSED_BACKOFF: Duration = Duration::from_millis(50);
 /// How long an ending capture waits for its work to stop and its lease to be given back.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -247,6 +250,12 @@ impl Driver {
                     TxnOutcome::Refused(0)
                 }
             };
+            // A store that refuses for ever, with a full disk for one, must not be asked without a pause.
+            match outcome {
+                TxnOutcome::Committed(_) => {}
+                TxnOutcome::Refused(_) => time::sleep(REFUSED_BACKOFF).await,
+                TxnOutcome::Unknown => time::sleep(RELOAD_BACKOFF).await,
+            }
             Some(Event::Written { lane, outcome })
         });
     }
