@@ -264,16 +264,14 @@ impl Driver {
         let store = self.store.clone();
         self.spawn(async move {
             let key = KeyName::Position(changefeed.clone()).key();
-            let position = loop {
-                match read_position(&store, &key).await {
-                    Ok(position) => break position,
-                    Err(error) => {
-                        tracing::warn!(%error, %changefeed, "position cannot be read");
-                        time::sleep(RELOAD_BACKOFF).await;
-                    }
+            match read_position(&store, &key).await {
+                Ok(position) => Some(Event::PositionRead { changefeed, epoch, position }),
+                Err(ReadError::Value(error)) => Some(Event::Unreadable(error)),
+                Err(error) => {
+                    tracing::warn!(%error, %changefeed, "position cannot be read");
+                    None
                 }
-            };
-            Some(Event::PositionRead { changefeed, epoch, position })
+            }
         });
     }
 
