@@ -1,9 +1,13 @@
 //! The file of an embedded store: its keys and its revision, in two tables of redb.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::ErrorKind,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
 
 use capturedrain_core::store::{Change, Entry, LeaseId, Revision};
-use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError, TableDefinition};
+use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, StorageError, TableDefinition};
 
 use super::StoreError;
 
@@ -20,32 +24,43 @@ pub(super) struct File {
 }
 
 impl File {
-    /// Opens the file, or makes it.
+    /// Opens the file, or makes it; an empty one becomes a new store. All that it has is checked.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = Database::create(path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => StoreError::InUse(path.to_owned()),
-            DatabaseError::Storage(error) => storage(path, &error.into()),
-            other => StoreError::Damaged { path: path.to_owned(), reason: other.to_string() },
-        })?;
+        let database = guarded(path, || Ok(Builder::new().set_check_integrity_on_open(true).create(path)?))?;
         Ok(Self { path: path.to_owned(), database })
     }
 
     /// The last revision, and all keys.
     pub(super) fn read(&self) -> Result<(Revision, Vec<Entry>), StoreError> {
-        read(&self.database).map_err(|error| storage(&self.path, &error))
+        guarded(&self.path, || read(&self.database))
     }
 
     /// Persists what changed. After an error it may be in the file or not, and the file has to be opened anew.
     pub(super) fn write(&self, revision: Revision, changes: &[Change]) -> Result<(), StoreError> {
-        write(&self.database, revision, changes).map_err(|error| storage(&self.path, &error))
+        guarded(&self.path, || write(&self.database, revision, changes))
+    }
+}
+
+/// Does something with redb, which answers some damages with a panic.
+fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, StoreError> {
+    // Who gets an error lets go of the database, so nobody sees what the panic left behind.
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(outcome) => outcome.map_err(|error| storage(path, &error)),
+        Err(_) => Err(StoreError::Damaged { path: path.to_owned(), reason: "its content makes no sense".to_owned() }),
     }
 }
 
 fn storage(path: &Path, error: &redb::Error) -> StoreError {
     let (path, reason) = (path.to_owned(), error.to_string());
     let damaged = match error {
-        redb::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
-        redb::Error::Corrupted(_) | redb::Error::TableTypeMismatch { .. } => true,
+        redb::Error::DatabaseAlreadyOpen => return StoreError::InUse(path),
+        redb::Error::Io(error) => matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof),
+        redb::Error::Corrupted(_)
+        | redb::Error::UpgradeRequired(_)
+        | redb::Error::TableTypeMismatch { .. }
+        | redb::Error::TableDoesNotExist(_)
+        | redb::Error::TableIsMultimap(_)
+        | redb::Error::TypeDefinitionChanged { .. } => true,
         _ => false,
     };
     if damaged { StoreError::Damaged { path, reason } } else { StoreError::Io { path, reason } }
@@ -84,8 +99,11 @@ fn read(file: &Database) -> Result<(Revision, Vec<Entry>), redb::Error> {
 }
 
 fn write(file: &Database, revision: Revision, changes: &[Change]) -> Result<(), redb::Error> {
-    // redb's default durability is immediate: `commit` returns when the file is synced.
-    let writing = file.begin_write()?;
+    // redb's default durability is immediate: `commit` returns when the file is synced. In two phases, since otherwise a
+    // last commit that is damaged later would be taken for one that was torn by a crash, and quietly left out: the
+    // revision would go back, and with it every fence.
+    let mut writing = file.begin_write()?;
+    writing.set_two_phase_commit(true);
     {
         let mut keys = writing.open_table(KEYS)?;
         for change in changes {
@@ -102,6 +120,19 @@ fn write(file: &Database, revision: Revision, changes: &[Change]) -> Result<(), 
     }
     writing.commit()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[allow(clippy::panic, reason = "it is what is tried")]
+    fn a_panic_over_a_damaged_file_is_an_error() {
+        let error = guarded::<()>(Path::new("f"), || panic!("index out of bounds")).map(|()| "nothing");
+        let sentence = error.map_or_else(|error| error.to_string(), str::to_owned);
+        assert!(sentence.starts_with("embedded store f is damaged"), "{sentence}");
+    }
 }
 
 #[cfg(test)]
