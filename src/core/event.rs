@@ -68,6 +68,8 @@ pub enum Event {
         /// What is persisted.
         position: Option<(Position, Revision)>,
     },
+    /// What was read for a position cannot be understood.
+    Unreadable(ValueError),
     /// Another capture says something.
     Message(Envelope),
     /// The data path tells something.
@@ -110,7 +112,7 @@ pub enum Effect {
         /// What.
         txn: Txn,
     },
-    /// Read a changefeed's position.
+    /// Read a changefeed's position: one attempt, which is asked for again with each heartbeat.
     ReadPosition {
         /// Whose.
         changefeed: ChangefeedId,

@@ -126,6 +126,7 @@ impl Process {
             Event::PositionRead { changefeed, epoch, position } => {
                 self.tell_maintainer(&changefeed, epoch, Input::PositionRead(position));
             }
+            Event::Unreadable(error) => self.effects.push(Effect::Halt(error)),
             Event::Message(envelope) => self.receive(envelope),
             Event::Work(event) => self.work(event),
             Event::Request { id, request } => self.request(id, request),

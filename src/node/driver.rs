@@ -31,8 +31,11 @@ use crate::{
 pub(super) const EVENTS_MAX: usize = 4096;
 /// The shortest time between two snapshots, so that a burst of events does not cost one each.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(20);
-/// How long after a failed listing the next one is tried.
+/// How long after a failed listing the next one is tried, and after a write of unknown outcome the listing: what could not
+/// be written is decided again from it.
 const RELOAD_BACKOFF: Duration = Duration::from_millis(500);
+/// How long after a refused write the listing is made. The view was behind, and by then it has often caught up.
+const REFUSED_BACKOFF: Duration = Duration::from_millis(50);
 /// How long an ending capture waits for its work to stop and its lease to be given back.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -247,6 +250,12 @@ impl Driver {
                     TxnOutcome::Refused(0)
                 }
             };
+            // A store that refuses for ever, with a full disk for one, must not be asked without a pause.
+            match outcome {
+                TxnOutcome::Committed(_) => {}
+                TxnOutcome::Refused(_) => time::sleep(REFUSED_BACKOFF).await,
+                TxnOutcome::Unknown => time::sleep(RELOAD_BACKOFF).await,
+            }
             Some(Event::Written { lane, outcome })
         });
     }
@@ -255,16 +264,14 @@ impl Driver {
         let store = self.store.clone();
         self.spawn(async move {
             let key = KeyName::Position(changefeed.clone()).key();
-            let position = loop {
-                match read_position(&store, &key).await {
-                    Ok(position) => break position,
-                    Err(error) => {
-                        tracing::warn!(%error, %changefeed, "position cannot be read");
-                        time::sleep(RELOAD_BACKOFF).await;
-                    }
+            match read_position(&store, &key).await {
+                Ok(position) => Some(Event::PositionRead { changefeed, epoch, position }),
+                Err(ReadError::Value(error)) => Some(Event::Unreadable(error)),
+                Err(error) => {
+                    tracing::warn!(%error, %changefeed, "position cannot be read");
+                    None
                 }
-            };
-            Some(Event::PositionRead { changefeed, epoch, position })
+            }
         });
     }
 

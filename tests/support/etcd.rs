@@ -16,6 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Etcd {
     folder: TempDir,
     ports: (u16, u16),
+    options: &'static [&'static str],
     process: Option<Child>,
 }
 
@@ -27,7 +28,12 @@ fn free_ports() -> (u16, u16) {
 impl Etcd {
     /// Starts one, and waits until it answers.
     pub(crate) async fn start() -> Self {
-        let mut etcd = Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(), process: None };
+        Self::start_with(&[]).await
+    }
+
+    /// Starts one with further options, and waits until it answers.
+    pub(crate) async fn start_with(options: &'static [&'static str]) -> Self {
+        let mut etcd = Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(), options, process: None };
         etcd.launch();
         etcd.wait().await;
         etcd
@@ -43,6 +49,7 @@ impl Etcd {
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("default={peer}"), "--log-level", "error"])
+            .args(self.options)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
