@@ -8,105 +8,30 @@ mod disk;
 #[path = "support/etcd.rs"]
 #[allow(dead_code, reason = "shared with the tests of the store")]
 mod etcd;
+#[path = "support/feed.rs"]
+#[allow(dead_code, reason = "shared with the tests of the mirror")]
+mod feed;
 
 use std::{
     fs::{self, OpenOptions},
     io::Write as _,
     path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
 };
 
 use capturedrain::{
-    pipeline::{Pipeline, probe, synthetic_table},
+    pipeline::{probe, synthetic_table},
     verify,
 };
 use capturedrain_core::{
-    model::{ChangefeedConfig, ChangefeedEpoch, ChangefeedId, CommitTs, Span, WriterEpoch},
-    work::{DispatcherKey, WorkEvent, WorkOrder},
+    model::{ChangefeedConfig, CommitTs, Span},
+    work::{DispatcherKey, WorkEvent},
 };
 use disk::SmallDisk;
 use etcd::Etcd;
 use etcd_client::Client;
-use tokio::{sync::mpsc, time};
+use feed::{Feed, delete, put};
 
-const PATIENCE: Duration = Duration::from_secs(30);
 const SYNTHETIC: &str = "synthetic://?tables=1&rate=200&keys=20";
-
-/// A data path with one changefeed.
-struct Feed {
-    pipeline: Pipeline,
-    events: mpsc::Receiver<WorkEvent>,
-    config: Arc<ChangefeedConfig>,
-}
-
-fn id() -> ChangefeedId {
-    ChangefeedId::new("feed").unwrap()
-}
-
-impl Feed {
-    fn new(source: &str, sink: &str) -> Self {
-        let (events, inbox) = mpsc::channel(1024);
-        let config = ChangefeedConfig { source: source.into(), sink: sink.into(), start_ts: 0, span_max_keys: 0 };
-        Self { pipeline: Pipeline::new(events), events: inbox, config: Arc::new(config) }
-    }
-
-    fn start(&mut self, span: &Span, counter: u64, start_ts: CommitTs) -> DispatcherKey {
-        let writer_epoch = WriterEpoch { changefeed: ChangefeedEpoch(1), counter };
-        let key = DispatcherKey { changefeed: id(), span: span.id(), writer_epoch };
-        let order =
-            WorkOrder::StartDispatcher { key: key.clone(), span: span.clone(), start_ts, config: self.config.clone() };
-        self.pipeline.order(order);
-        key
-    }
-
-    fn trigger(&mut self, start_ts: CommitTs) {
-        let (changefeed, epoch) = (id(), ChangefeedEpoch(1));
-        self.pipeline.order(WorkOrder::StartTrigger { changefeed, epoch, start_ts, config: self.config.clone() });
-    }
-
-    /// Waits for an event that is the answer.
-    async fn until<T>(&mut self, what: &str, mut answer: impl FnMut(&WorkEvent) -> Option<T>) -> T {
-        let waiting = async {
-            while let Some(event) = self.events.recv().await {
-                if let Some(answer) = answer(&event) {
-                    return answer;
-                }
-            }
-            panic!("the data path ended before {what}");
-        };
-        time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
-    }
-
-    async fn reaches(&mut self, key: &DispatcherKey, ts: CommitTs) -> CommitTs {
-        self.until("a checkpoint", |event| match event {
-            WorkEvent::Checkpoint { key: of, checkpoint_ts, .. } if of == key && *checkpoint_ts >= ts => {
-                Some(*checkpoint_ts)
-            }
-            WorkEvent::Failed { error, .. } => panic!("{error}"),
-            _ => None,
-        })
-        .await
-    }
-
-    async fn stop(&mut self, key: &DispatcherKey) -> CommitTs {
-        self.pipeline.order(WorkOrder::StopDispatcher(key.clone()));
-        self.until("the stop", |event| match event {
-            WorkEvent::Stopped { key: of, checkpoint_ts } if of == key => Some(*checkpoint_ts),
-            _ => None,
-        })
-        .await
-    }
-
-    async fn failure(&mut self) -> (String, bool) {
-        self.until("a failure", |event| match event {
-            WorkEvent::Failed { error, fatal, .. } => Some((error.clone(), *fatal)),
-            WorkEvent::TriggerFailed { error, .. } => Some((error.clone(), true)),
-            _ => None,
-        })
-        .await
-    }
-}
 
 fn files(table: &Path) -> Vec<PathBuf> {
     let mut files: Vec<_> = fs::read_dir(table).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -154,16 +79,6 @@ async fn probe_synthetic(folder: &Path) -> CommitTs {
     probe(&config, None).await.unwrap().start_ts
 }
 
-async fn put(client: &mut Client, key: &str, value: &str) -> CommitTs {
-    let header = client.put(key, value, None).await.unwrap().header().cloned().unwrap();
-    CommitTs::try_from(header.revision()).unwrap()
-}
-
-async fn delete(client: &mut Client, key: &str) -> CommitTs {
-    let header = client.delete(key, None).await.unwrap().header().cloned().unwrap();
-    CommitTs::try_from(header.revision()).unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_are_born_and_end_and_the_sink_is_the_history() {
     let etcd = Etcd::start().await;
@@ -174,12 +89,8 @@ async fn tables_are_born_and_end_and_the_sink_is_the_history() {
     let start = put(&mut client, "/elsewhere", "x").await;
     feed.trigger(start);
     let birth = put(&mut client, "/shop/orders/1", "\u{e4}").await;
-    let born = |event: &WorkEvent| match event {
-        WorkEvent::Tables { born, .. } => born.first().cloned(),
-        _ => None,
-    };
-    let (span, at) = feed.until("the birth", born).await;
-    assert_eq!((&*span.table, at), ("orders", birth));
+    let (span, at) = feed.birth("orders").await;
+    assert_eq!(at, birth);
     let key = feed.start(&span, 1, birth - 1);
     client.put("/shop/orders/2", vec![255, 0], None).await.unwrap();
     delete(&mut client, "/shop/orders/1").await;
@@ -198,6 +109,36 @@ async fn tables_are_born_and_end_and_the_sink_is_the_history() {
     feed.stop(&key).await;
     let proof = verify::against_etcd(folder.path(), &source, end).await.unwrap();
     assert!(proof.is_good() && proof.rows == 4, "{proof}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_without_a_segment_are_not_lost_whichever_comes_first() {
+    let etcd = Etcd::start().await;
+    let mut client = Client::connect([etcd.client_url()], None).await.unwrap();
+    for (round, keys) in [["a//x", "a/top", "a/"], ["b/top", "b/", "b//x"]].iter().enumerate() {
+        // A prefix that ends before the slash: what follows it begins with an empty segment.
+        for prefix in ["/", ""].map(|slash| format!("/{}{slash}", &keys[0][..1])) {
+            let folder = tempfile::tempdir().unwrap();
+            let source = format!("{}{prefix}", etcd.url());
+            let mut feed = Feed::new(&source, &format!("file://{}", folder.path().display()));
+            let start = put(&mut client, "/elsewhere", "x").await;
+            feed.trigger(start);
+            put(&mut client, &format!("/{}", keys[0]), "1").await;
+            let (span, birth) = feed.birth("").await;
+            let key = feed.start(&span, 1, birth - 1);
+            for late in &keys[1..] {
+                put(&mut client, &format!("/{late}"), "2").await;
+            }
+            let end = delete(&mut client, &format!("/{}", keys[2])).await;
+            feed.reaches(&key, end).await;
+            feed.stop(&key).await;
+            let proof = verify::against_etcd(folder.path(), &source, end).await.unwrap();
+            assert!(proof.is_good() && proof.rows == 4, "{prefix}, round {round}: {proof}");
+            for key in keys {
+                delete(&mut client, &format!("/{key}")).await;
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,13 +8,16 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 /// What a table's name leaves as it is, so that it can be a path segment anywhere.
 const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
 
-/// The table of a key below a prefix: the next path segment, percent-encoded; `""` for keys without one.
+/// The table of a key below a prefix: the next path segment, percent-encoded; `""` for keys without one, and for those
+/// whose segment is empty.
 pub fn table_of(prefix: &[u8], key: &[u8]) -> Arc<str> {
+    percent_encode(segment(prefix, key), KEPT).to_string().into()
+}
+
+/// The next path segment of a key below a prefix, without the slash that ends it; empty when there is none.
+fn segment<'a>(prefix: &[u8], key: &'a [u8]) -> &'a [u8] {
     let rest = key.strip_prefix(prefix).unwrap_or(key);
-    match rest.iter().position(|byte| *byte == b'/') {
-        Some(end) => percent_encode(&rest[..end], KEPT).to_string().into(),
-        None => "".into(),
-    }
+    rest.iter().position(|byte| *byte == b'/').map_or(&[], |end| &rest[..end])
 }
 
 /// The folder of a table. No two tables share one.
@@ -40,15 +43,13 @@ pub(super) fn after(prefix: &[u8]) -> Vec<u8> {
     vec![0]
 }
 
-/// The whole range of the table that a key belongs to.
+/// The whole range of the table that a key belongs to: the same for every key of a table.
 pub(super) fn whole(prefix: &[u8], key: &[u8]) -> Span {
-    let rest = key.strip_prefix(prefix).unwrap_or(key);
-    let table = table_of(prefix, key);
-    let start = match rest.iter().position(|byte| *byte == b'/') {
-        Some(end) => [prefix, &rest[..=end]].concat(),
-        None => prefix.to_vec(),
+    let start = match segment(prefix, key) {
+        [] => prefix.to_vec(),
+        segment => [prefix, segment, b"/"].concat(),
     };
-    Span { table, end: after(&start).into(), start: start.into() }
+    Span { table: table_of(prefix, key), end: after(&start).into(), start: start.into() }
 }
 
 #[cfg(test)]
@@ -65,6 +66,21 @@ mod tests {
             ("/shop/ä b/1", "%C3%A4%20b"),
         ] {
             assert_eq!(&*table_of(b"/shop/", key.as_bytes()), table, "{key}");
+        }
+    }
+
+    #[test]
+    fn keys_of_one_table_have_one_range_whichever_comes_first() {
+        for prefix in ["/shop/", "/shop"] {
+            for key in ["/shop//x", "/shop/top", "/shop/orders/1", "/shop/orders//1", "/shop//", "/shop/"] {
+                for other in ["/shop//x", "/shop/top", "/shop/orders/2", "/shop", "/shop///y"] {
+                    let (one, two) =
+                        (whole(prefix.as_bytes(), key.as_bytes()), whole(prefix.as_bytes(), other.as_bytes()));
+                    let shared = one.table == two.table;
+                    assert_eq!(one == two, shared, "{prefix}: {key} and {other}");
+                    assert!(*one.start <= *key.as_bytes() && *key.as_bytes() < *one.end, "{prefix}: {key} is outside");
+                }
+            }
         }
     }
 

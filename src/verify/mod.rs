@@ -12,7 +12,7 @@ use capturedrain_core::model::CommitTs;
 
 use self::reader::Effective;
 use crate::pipeline::{
-    PipelineError, Row, RowOp, SourceUrl, etcd_history, etcd_state, synthetic_rows, synthetic_table,
+    EtcdUrl, PipelineError, Row, RowOp, SourceUrl, etcd_history, etcd_state, synthetic_rows, synthetic_table,
 };
 
 /// A comparison that could not be made.
@@ -151,21 +151,43 @@ fn compare_ends(effective: &Effective, source: &[Row]) -> Proof {
     proof
 }
 
+fn etcd_url(source: &str) -> Result<EtcdUrl, PipelineError> {
+    match SourceUrl::parse(source)? {
+        SourceUrl::Etcd(url) => Ok(url),
+        SourceUrl::Synthetic(url) => {
+            Err(PipelineError::SourceUrl { url: url.url, reason: "it is not an etcd".to_owned() })
+        }
+    }
+}
+
 /// Compares a sink with a range of an etcd at a revision: with its history when the changefeed began after a revision of
 /// its own, with the keys and values there when it began with a snapshot.
 ///
 /// # Errors
 /// When one of them cannot be read.
 pub async fn against_etcd(folder: &Path, source: &str, revision: CommitTs) -> Result<Proof, VerifyError> {
-    let SourceUrl::Etcd(url) = SourceUrl::parse(source)? else {
-        let reason = "it is not an etcd".to_owned();
-        return Err(PipelineError::SourceUrl { url: source.to_owned(), reason }.into());
-    };
+    let url = etcd_url(source)?;
     let effective = reader::read(folder, revision)?;
     Ok(match effective.start_ts {
         0 => compare_ends(&effective, &etcd_state(&url, revision).await?),
         start_ts => compare_rows(&effective, &etcd_history(&url, start_ts, revision).await?),
     })
+}
+
+/// Compares a sink with the whole history of a range of an etcd, from after `start_ts`, at which the changefeed began, up
+/// to a revision: also files of a sink that are missing altogether are noticed.
+///
+/// # Errors
+/// When one of them cannot be read.
+pub async fn against_history(
+    folder: &Path,
+    source: &str,
+    start_ts: CommitTs,
+    revision: CommitTs,
+) -> Result<Proof, VerifyError> {
+    let url = etcd_url(source)?;
+    let effective = reader::read(folder, revision)?;
+    Ok(compare_rows(&effective, &etcd_history(&url, start_ts, revision).await?))
 }
 
 /// Compares a sink with a synthetic stream, from after `start_ts` up to `checkpoint_ts`.

@@ -39,10 +39,19 @@ pub(in crate::pipeline) struct FileSink {
     waiting: Vec<u8>,
 }
 
+/// An error of creation: for good only when it cannot pass by itself.
 fn folder_error(path: &Path, error: &io::Error) -> PipelineError {
+    use io::ErrorKind as Kind;
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => write_error(path, error),
-        _ => PipelineError::SinkFolder { path: path.to_owned(), reason: error.to_string() },
+        Kind::PermissionDenied
+        | Kind::NotADirectory
+        | Kind::IsADirectory
+        | Kind::AlreadyExists
+        | Kind::ReadOnlyFilesystem
+        | Kind::InvalidFilename
+        | Kind::InvalidInput
+        | Kind::Unsupported => PipelineError::SinkFolder { path: path.to_owned(), reason: error.to_string() },
+        _ => write_error(path, error),
     }
 }
 
@@ -131,7 +140,7 @@ pub(super) async fn check_folder(sink: &Path) -> Result<(), PipelineError> {
             .and_then(|()| File::create(&probe))
             .and_then(|mut file| file.write_all(b"probe").and_then(|()| file.sync_all()));
         let _ = fs::remove_file(&probe);
-        tried.map_err(|error| PipelineError::SinkFolder { path: folder, reason: error.to_string() })
+        tried.map_err(|error| folder_error(&folder, &error))
     })
     .await
 }
@@ -147,5 +156,18 @@ mod tests {
         assert_eq!(name, "00000000000000ab-12.3-77.jsonl");
         assert_eq!(parse_file_name(&name), Some((SpanId(0xab), writer, 77)));
         assert_eq!(parse_file_name("spans.jsonl"), None);
+    }
+
+    #[test]
+    fn only_errors_that_cannot_pass_by_themselves_are_for_good() {
+        let fatal = |errno| folder_error(Path::new("/sink"), &io::Error::from_raw_os_error(errno)).is_fatal();
+        // EACCES, EPERM, ENOTDIR, EISDIR, EROFS, ENAMETOOLONG
+        for errno in [13, 1, 20, 21, 30, 36] {
+            assert!(fatal(errno), "{}", io::Error::from_raw_os_error(errno));
+        }
+        // EMFILE, ENFILE, EIO, ENOSPC, EDQUOT, ENOMEM, ESTALE, EINTR
+        for errno in [24, 23, 5, 28, 122, 12, 116, 4] {
+            assert!(!fatal(errno), "{}", io::Error::from_raw_os_error(errno));
+        }
     }
 }
