@@ -135,6 +135,8 @@ fn say(sentence: &str) {
 
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
+    // Fails only when one is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -183,7 +185,7 @@ async fn dispatch(command: Command, common: &Common) -> Result<Exit, Failure> {
         Command::Changefeed(command) => changefeed::run(command, common).await,
         Command::Apply(args) => apply::run(args, common).await,
         Command::Crd => crd(),
-        Command::Demo(args) => demo::run(args).await,
+        Command::Demo(args) => demo::run(args, common).await,
     }
 }
 
