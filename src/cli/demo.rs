@@ -16,7 +16,7 @@ use super::{
     exit::{Exit, Failure},
     say,
 };
-use crate::demo::{CAPTURES_MIN, DemoConfig, DemoError, News, Outcome, TABLES_MAX, demo, report, screen};
+use crate::demo::{CAPTURES_MIN, DemoConfig, DemoError, News, Outcome, RATE_MAX, TABLES_MAX, demo, report, screen};
 
 /// Show what a capture's leaving costs: drained, by SIGTERM, by a kill
 ///
@@ -34,8 +34,8 @@ pub(super) struct DemoArgs {
     /// Tables of all changefeeds together, at least one each
     #[arg(long, env = "CAPTUREDRAIN_DEMO_TABLES", default_value_t = 300, value_parser = clap::value_parser!(u16).range(1..=i64::from(TABLES_MAX)))]
     tables: u16,
-    /// Rows a second and table
-    #[arg(long, env = "CAPTUREDRAIN_DEMO_RATE", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    /// Rows a second and table, on average
+    #[arg(long, env = "CAPTUREDRAIN_DEMO_RATE", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=i64::from(RATE_MAX)))]
     rate: u16,
     /// What the rows are made of: the same number, the same rows
     #[arg(long, env = "CAPTUREDRAIN_DEMO_SEED", default_value_t = 1)]
@@ -55,7 +55,7 @@ impl From<DemoError> for Failure {
             DemoError::Store(error) => error.into(),
             DemoError::Client(error) => error.into(),
             DemoError::Manifest(error) => error.into(),
-            error @ DemoError::Folder { .. } => Self::environment(error),
+            error @ (DemoError::Folder { .. } | DemoError::Thread(_)) => Self::environment(error),
             error @ (DemoError::TooSlow(_) | DemoError::Verify(_) | DemoError::Task(_)) => {
                 Self::new(Exit::Internal, error)
             }

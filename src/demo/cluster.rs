@@ -3,12 +3,10 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use capturedrain_core::model::{CaptureId, ChangefeedId, ChangefeedStatus, Options, Snapshot};
-use tokio::sync::watch;
 
 use super::DemoError;
 use crate::{
     client::{Client, ClientError},
-    door::Door,
     node::{Node, NodeConfig, NodeError, identity, listen},
     store::AnyStore,
 };
@@ -19,8 +17,8 @@ fn options() -> Options {
         lease: Duration::from_secs(2),
         heartbeat: Duration::from_millis(100),
         balance_cooldown: Duration::from_millis(300),
-        drain_maintainer_batch_size: 2,
-        drain_dispatcher_batch_size: 4,
+        drain_maintainer_batch_size: 1,
+        drain_dispatcher_batch_size: 2,
         ..Options::default()
     }
 }
@@ -32,7 +30,6 @@ pub(super) struct Cluster {
     size: usize,
     store: AnyStore,
     nodes: Vec<Node>,
-    doors: watch::Sender<Vec<Door>>,
     client: Client,
 }
 
@@ -52,8 +49,8 @@ impl Cluster {
             let id = CaptureId::new(format!("capture-{n}")).map_err(NodeError::from)?;
             nodes.push(start(id, store.clone()).await?);
         }
-        let (doors, client) = (watch::Sender::new(doors(&nodes)), client(&nodes)?);
-        Ok(Self { size: size.into(), store, nodes, doors, client })
+        let client = client(&nodes)?;
+        Ok(Self { size: size.into(), store, nodes, client })
     }
 
     /// Starts a capture of this name; one that left comes back so.
@@ -72,7 +69,6 @@ impl Cluster {
 
     fn follow_membership(&mut self) -> Result<(), DemoError> {
         self.client = client(&self.nodes)?;
-        self.doors.send_replace(doors(&self.nodes));
         Ok(())
     }
 
@@ -85,11 +81,6 @@ impl Cluster {
 
     pub(super) fn client(&self) -> &Client {
         &self.client
-    }
-
-    /// The doors of the captures that run, whenever these change.
-    pub(super) fn doors(&self) -> watch::Receiver<Vec<Door>> {
-        self.doors.subscribe()
     }
 
     /// What the coordinator knows.
@@ -201,10 +192,6 @@ async fn start(id: CaptureId, store: AnyStore) -> Result<Node, NodeError> {
     let addr = listener.local_addr().map_err(|source| NodeError::Listen { addr: String::new(), source })?;
     let identity = identity(id, &addr.to_string());
     Node::start(NodeConfig { identity, options: options(), store }, listener)
-}
-
-fn doors(nodes: &[Node]) -> Vec<Door> {
-    nodes.iter().map(|node| node.door().clone()).collect()
 }
 
 fn client(nodes: &[Node]) -> Result<Client, ClientError> {

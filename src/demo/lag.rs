@@ -1,19 +1,18 @@
-//! Watches how far the changefeeds are behind.
+//! The lag over time, sampled on a thread of its own so that nothing else holds it up.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
-use capturedrain_core::model::{ChangefeedId, Snapshot};
-use tokio::{
-    sync::watch,
-    task::AbortHandle,
-    time::{self, Instant, MissedTickBehavior},
-};
+use tokio::time::Instant;
 
-use crate::{clock::wall, door::Door};
+use super::{DemoError, probe::Probe};
+use crate::clock::wall;
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_millis(25);
@@ -27,34 +26,29 @@ pub(super) struct Sample {
     pub(super) median_ms: u64,
 }
 
-/// The lag over time, as the coordinator knows it. While nobody is in office, what was last known grows older.
+/// The lag over time.
 pub(super) struct Lag {
     samples: Arc<Mutex<Vec<Sample>>>,
-    watcher: AbortHandle,
+    over: Arc<AtomicBool>,
 }
 
 impl Lag {
-    /// Begins to watch what any of these captures knows as coordinator.
-    pub(super) fn watch(doors: watch::Receiver<Vec<Door>>) -> Self {
-        let samples = Arc::new(Mutex::new(Vec::new()));
-        let kept = samples.clone();
-        let watcher = tokio::spawn(async move {
-            let mut known = BTreeMap::new();
-            let mut ticks = time::interval(INTERVAL);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                ticks.tick().await;
-                let snapshots: Vec<_> = doors.borrow().iter().map(|door| door.snapshots.borrow().clone()).collect();
-                if let Some(acting) = snapshots.iter().find(|snapshot| snapshot.is_coordinator) {
-                    learn(&mut known, acting);
+    /// Begins to watch.
+    pub(super) fn watch(mut probe: Probe) -> Result<Self, DemoError> {
+        let lag = Self { samples: Arc::default(), over: Arc::default() };
+        let (samples, over) = (lag.samples.clone(), lag.over.clone());
+        let look = move || {
+            while !over.load(Ordering::Relaxed) {
+                let at = Instant::now();
+                if let Some((highest_ms, median_ms)) = summary(probe.lags(wall().0)) {
+                    let sample = Sample { at, highest_ms, median_ms };
+                    samples.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
                 }
-                if let Some((highest_ms, median_ms)) = behind(&known, wall().0) {
-                    let sample = Sample { at: Instant::now(), highest_ms, median_ms };
-                    kept.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
-                }
+                thread::sleep(INTERVAL.saturating_sub(at.elapsed()));
             }
-        });
-        Self { samples, watcher: watcher.abort_handle() }
+        };
+        thread::Builder::new().name("lag".to_owned()).spawn(look).map_err(DemoError::Thread)?;
+        Ok(lag)
     }
 
     /// What was seen from one moment to another.
@@ -72,7 +66,7 @@ impl Lag {
 
 impl Drop for Lag {
     fn drop(&mut self) {
-        self.watcher.abort();
+        self.over.store(true, Ordering::Relaxed);
     }
 }
 
@@ -96,17 +90,8 @@ pub(super) fn calm_from(samples: &[Sample], limit_ms: u64, hold: Duration) -> Op
     None
 }
 
-fn learn(known: &mut BTreeMap<ChangefeedId, u64>, snapshot: &Snapshot) {
-    for (id, feed) in &snapshot.changefeeds {
-        if let Some(at) = feed.checkpoint_at_ms.filter(|at| *at > 0) {
-            known.insert(id.clone(), at);
-        }
-    }
-}
-
-/// The highest lag and the 50th percentile, in milliseconds.
-fn behind(known: &BTreeMap<ChangefeedId, u64>, now_ms: u64) -> Option<(u64, u64)> {
-    let mut lags: Vec<_> = known.values().map(|at| now_ms.saturating_sub(*at)).collect();
+/// The highest and the 50th percentile.
+fn summary(mut lags: Vec<u64>) -> Option<(u64, u64)> {
     lags.sort_unstable();
     Some((*lags.last()?, *lags.get((lags.len() - 1) / 2)?))
 }
@@ -117,14 +102,9 @@ mod tests {
 
     #[test]
     fn the_percentile_is_of_the_changefeeds() {
-        let known = |ats: &[u64]| {
-            let named =
-                ats.iter().enumerate().filter_map(|(n, at)| Some((ChangefeedId::new(format!("f{n}")).ok()?, *at)));
-            named.collect::<BTreeMap<_, _>>()
-        };
-        assert_eq!(behind(&known(&[]), 100), None);
-        assert_eq!(behind(&known(&[40]), 100), Some((60, 60)));
-        assert_eq!(behind(&known(&[10, 99, 70, 120]), 100), Some((90, 1)));
+        assert_eq!(summary(vec![]), None);
+        assert_eq!(summary(vec![60]), Some((60, 60)));
+        assert_eq!(summary(vec![90, 0, 30, 1]), Some((90, 1)));
     }
 
     #[test]

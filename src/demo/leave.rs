@@ -20,9 +20,9 @@ use crate::{
 };
 
 /// For how long all work has to run elsewhere and the lag has to be calm before a departure is over.
-const HOLD: Duration = Duration::from_millis(500);
+const HOLD: Duration = Duration::from_millis(600);
 /// The same, for the lag after the death of the coordinator.
-const LOSS_HOLD: Duration = Duration::from_millis(200);
+const LOSS_HOLD: Duration = Duration::from_millis(300);
 /// How often a `CaptureDrain` is reconciled.
 const RECONCILE: Duration = Duration::from_millis(50);
 

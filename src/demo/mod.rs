@@ -6,6 +6,7 @@ mod cluster;
 mod lag;
 mod leave;
 mod outcome;
+mod probe;
 mod report;
 mod screen;
 mod story;
@@ -27,6 +28,9 @@ pub const CAPTURES_MIN: u16 = 3;
 /// Most tables: each has an open file, and a process usually has 1,024.
 pub const TABLES_MAX: u16 = 800;
 
+/// Most rows a second and table.
+pub const RATE_MAX: u16 = 1_000;
+
 /// How long anything in it may take.
 const PATIENCE: Duration = Duration::from_secs(40);
 /// How often a folder is tried to be removed, as what was being written may still arrive.
@@ -43,7 +47,7 @@ pub struct DemoConfig {
     pub changefeeds: u16,
     /// Their tables together, at least one each.
     pub tables: u16,
-    /// Rows a second and table.
+    /// Rows a second and table, on average.
     pub rate: u16,
     /// What the rows are made of.
     pub seed: u64,
@@ -93,6 +97,9 @@ pub enum DemoError {
     /// The sink cannot be read.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    /// The lag cannot be watched.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
     /// A task of it panicked.
     #[error("a task of the demo ended unexpectedly: {0}")]
     Task(#[from] tokio::task::JoinError),

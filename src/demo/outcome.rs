@@ -107,8 +107,8 @@ pub struct Outcome {
     pub changefeeds: u16,
     /// Their tables together.
     pub tables: u16,
-    /// Rows a second and table.
-    pub rate: u16,
+    /// Rows a second of all tables.
+    pub rows_per_second: u64,
     /// What the rows are made of.
     pub seed: u64,
     /// The whole run.
@@ -160,7 +160,7 @@ pub(super) mod tests {
             captures: 3,
             changefeeds: 20,
             tables: 300,
-            rate: 4,
+            rows_per_second: 1_500,
             seed: 1,
             took_ms: 31_400,
             departures: Way::ALL.into_iter().enumerate().map(departure).collect(),

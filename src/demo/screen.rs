@@ -55,13 +55,12 @@ pub fn screen(outcome: &Outcome) -> String {
 
 /// What was set up.
 pub(super) fn setting(outcome: &Outcome) -> String {
-    let rows = u64::from(outcome.tables) * u64::from(outcome.rate);
     format!(
         "{} captures, {} changefeeds, {} tables, {} rows a second; {} in all",
         outcome.captures,
         outcome.changefeeds,
         outcome.tables,
-        thousands(rows),
+        thousands(outcome.rows_per_second),
         seconds(outcome.took_ms)
     )
 }

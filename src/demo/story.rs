@@ -13,10 +13,11 @@ use tokio::{
 };
 
 use super::{
-    DemoConfig, DemoError, News, Outcome, PATIENCE, Way,
+    DemoConfig, DemoError, News, Outcome, PATIENCE, RATE_MAX, Way,
     cluster::{Cluster, Tables},
     lag::Lag,
     leave::{Departed, departure, leave},
+    probe::Probe,
 };
 use crate::{
     clock::wall,
@@ -28,6 +29,8 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(10);
 /// For how long the lag is watched before anything happens.
 pub(super) const CALM: Duration = Duration::from_millis(1_500);
+/// How many different rates the changefeeds have.
+const RATES: u16 = 7;
 /// By how much the lag of a calm cluster may differ from what it was before.
 const CALM_MARGIN_MS: u64 = 100;
 
@@ -65,11 +68,10 @@ pub(super) async fn wait_for<T>(what: &'static str, mut ask: impl AsyncFnMut() -
 }
 
 /// A changefeed of the demo.
-#[derive(Debug, Clone)]
-struct Feed {
-    source: String,
-    sink: PathBuf,
-    start_ts: CommitTs,
+pub(super) struct Feed {
+    pub(super) source: String,
+    pub(super) sink: PathBuf,
+    pub(super) start_ts: CommitTs,
 }
 
 /// The whole of it.
@@ -89,9 +91,9 @@ pub(super) async fn tour(
         (cluster.dispatchers() == total).then_some(())
     })
     .await?;
-    let (changefeeds, rows) = (config.changefeeds, total * u64::from(config.rate));
+    let (changefeeds, rows) = (config.changefeeds, rows_per_second(config));
     stage.tell(&format!("{changefeeds} changefeeds replicate {total} tables, {rows} rows a second, into files"));
-    let lag = Lag::watch(cluster.doors());
+    let lag = Lag::watch(Probe::new(&feeds)?)?;
     let mut calm_ms = None;
     let mut departed: Vec<Departed> = Vec::new();
     for way in Way::ALL {
@@ -109,13 +111,26 @@ pub(super) async fn tour(
         captures: config.captures,
         changefeeds,
         tables: config.tables,
-        rate: config.rate,
+        rows_per_second: rows_per_second(config),
         seed: config.seed,
         took_ms: u64::try_from(stage.began.elapsed().as_millis()).unwrap_or(u64::MAX),
         proven: Outcome::prove(&departures, &proof),
         departures,
         proof,
     })
+}
+
+/// Tables and rate of a changefeed. Tables that do not divide evenly go to the first ones; rates differ, so that at any
+/// moment some row is due soon, and rows do not all come at once.
+fn share(config: &DemoConfig, n: u16) -> (u16, u16) {
+    let tables = config.tables / config.changefeeds + u16::from(n < config.tables % config.changefeeds);
+    let rate = (config.rate + n % RATES).saturating_sub(RATES / 2);
+    (tables, rate.clamp(1, RATE_MAX))
+}
+
+fn rows_per_second(config: &DemoConfig) -> u64 {
+    let shares = (0..config.changefeeds).map(|n| share(config, n));
+    shares.map(|(tables, rate)| u64::from(tables) * u64::from(rate)).sum()
 }
 
 /// What the lag may be when the cluster is as calm as it was.
@@ -127,10 +142,9 @@ async fn create(cluster: &Cluster, config: &DemoConfig, folder: &Path) -> Result
     let (mut feeds, mut all) = (Vec::new(), Tables::new());
     for n in 0..config.changefeeds {
         let Ok(id) = ChangefeedId::new(format!("feed-{n}")) else { continue };
-        // What does not divide evenly goes to the first ones.
-        let tables = config.tables / config.changefeeds + u16::from(n < config.tables % config.changefeeds);
+        let (tables, rate) = share(config, n);
         let seed = config.seed.wrapping_mul(1_000).wrapping_add(n.into());
-        let source = format!("synthetic://?tables={tables}&rate={}&keys=100&seed={seed}", config.rate);
+        let source = format!("synthetic://?tables={tables}&rate={rate}&keys=100&seed={seed}");
         let sink = folder.join(id.as_str());
         let new = NewChangefeed {
             id: id.to_string(),
