@@ -181,3 +181,40 @@ pub(super) async fn run(args: DemoArgs, common: &Common) -> Result<Exit, Failure
 fn exit(outcome: &Outcome) -> Exit {
     if outcome.proven { Exit::Done } else { Exit::DataProofFailed }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verify::Proof;
+
+    #[test]
+    fn a_failed_proof_is_told_by_the_exit_code() {
+        let outcome = |proven| Outcome {
+            captures: 3,
+            changefeeds: 1,
+            tables: 1,
+            rows_per_second: 5,
+            seed: 1,
+            took_ms: 1,
+            departures: Vec::new(),
+            proof: Proof::default(),
+            proven,
+        };
+        assert_eq!([exit(&outcome(true)), exit(&outcome(false))], [Exit::Done, Exit::DataProofFailed]);
+    }
+
+    #[test]
+    fn a_page_is_there_whole_or_not_at_all() -> Result<(), Box<dyn std::error::Error>> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("page.html");
+        let begin = || Page::begin(&path).map_err(|failure| failure.sentence);
+        drop(begin()?);
+        assert_eq!(fs::read_dir(folder.path())?.count(), 0);
+        begin()?.finish("whole").map_err(|failure| failure.sentence)?;
+        assert_eq!((fs::read_to_string(&path)?, fs::read_dir(folder.path())?.count()), ("whole".to_owned(), 1));
+        for path in [folder.path().to_owned(), folder.path().join("none/page.html")] {
+            assert_eq!(Page::begin(&path).err().map(|failure| failure.exit), Some(Exit::Environment), "{path:?}");
+        }
+        Ok(())
+    }
+}

@@ -78,9 +78,16 @@ impl Table {
     /// Looks for rows in the newest file, and for a newer file when `wide`. What cannot be read now is read the next time.
     fn look(&mut self, wide: bool) {
         let newest = self.file.as_ref().map(|(epoch, ..)| *epoch);
-        if wide && let Some((epoch, path)) = self.newest_file().filter(|(epoch, _)| Some(*epoch) > newest) {
+        let newer = if wide { self.newest_file().filter(|(epoch, _)| Some(*epoch) > newest) } else { None };
+        // In this order: once there is a newer writer, the one before has written its last.
+        self.read();
+        if let Some((epoch, path)) = newer {
             self.file = Some((epoch, path, 0));
+            self.read();
         }
+    }
+
+    fn read(&mut self) {
         let Some((_, path, size)) = &mut self.file else { return };
         let grown = fs::metadata(&*path).map_or(*size, |found| found.len());
         if grown > *size
@@ -150,5 +157,8 @@ mod tests {
         assert_eq!(probe.lags(start_ts + 500), [300], "what was there before is no news");
         write(3, start_ts + 500);
         assert_eq!(probe.lags(start_ts + 500), [0]);
+        write(3, start_ts + 600);
+        write(4, start_ts);
+        assert_eq!(probe.lags(start_ts + 690), [0], "the last row of one writer, seen when the next is there already");
     }
 }

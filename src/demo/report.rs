@@ -96,6 +96,21 @@ mod tests {
     }
 
     #[test]
+    fn every_tag_is_closed_in_turn() {
+        let page = report(&outcome());
+        let mut open = Vec::new();
+        for tag in page.split('<').skip(1).map(|rest| rest.split('>').next().unwrap_or(rest)) {
+            let name = tag.split([' ', '\n']).next().unwrap_or(tag);
+            match name.strip_prefix('/') {
+                Some(closed) => assert_eq!(open.pop(), Some(closed), "{tag}"),
+                None if tag.ends_with('/') || ["!DOCTYPE", "meta"].contains(&name) => {}
+                None => open.push(name),
+            }
+        }
+        assert_eq!(open, Vec::<&str>::new());
+    }
+
+    #[test]
     fn what_is_foreign_is_text() {
         let mut outcome = outcome();
         outcome.proof.first = Some("lost: <img src=x onerror=\"y\">&'\u{1}".to_owned());

@@ -15,7 +15,7 @@ pub(super) type Line = (&'static str, fn(&Departure) -> String);
 /// What is said of each departure, in this order, on the screen and in the report.
 pub(super) const LINES: [Line; 7] = [
     ("time to leave", |departure| seconds(departure.time_to_leave_ms)),
-    ("all work calm again after", |departure| seconds(departure.calm_again_ms)),
+    ("calm again after", |departure| seconds(departure.calm_again_ms)),
     ("highest lag added", |departure| millis(departure.lag_added_ms)),
     ("  by the coordinator's death", |departure| {
         departure.coordinator.as_ref().map_or_else(|| "-".to_owned(), |loss| millis(loss.lag_added_ms))
