@@ -185,7 +185,7 @@ fn exit(outcome: &Outcome) -> Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verify::Proof;
+    use crate::demo::Proof;
 
     #[test]
     fn a_failed_proof_is_told_by_the_exit_code() {

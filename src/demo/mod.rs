@@ -21,6 +21,7 @@ pub use self::{
     report::report,
     screen::screen,
 };
+pub use crate::verify::Proof;
 use crate::{client::ClientError, node::NodeError, resource::ManifestError, store::StoreError, verify::VerifyError};
 
 /// Fewest captures: one is drained, the coordinator is killed, and one has to be left.

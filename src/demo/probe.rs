@@ -145,7 +145,8 @@ mod tests {
             let writer = WriterEpoch { changefeed: ChangefeedEpoch(1), counter };
             let path = folder.join(file_name(synthetic_table(0).id(), writer, start_ts));
             let mut file = File::options().create(true).append(true).open(path).unwrap();
-            write!(file, "{{\"commit_ts\":{ts},\"op\":\"delete\",\"key\":\"t0/1\"}}\n{{\"commit").unwrap();
+            let cut = if counter == 1 { "{\"commit" } else { "" };
+            write!(file, "{{\"commit_ts\":{ts},\"op\":\"delete\",\"key\":\"t0/1\"}}\n{cut}").unwrap();
         };
         // Rows come every 100 ms.
         assert_eq!(probe.lags(start_ts + 90), [0]);
