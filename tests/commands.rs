@@ -210,9 +210,3 @@ async fn what_was_done_counts_although_its_answer_was_lost() {
     assert_eq!(code, 0, "{sentence}");
     assert_eq!(run(&delete, &server).await.0, 3);
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_demo_proves_its_sink() {
-    let ended = wait_for(Duration::from_mins(1), "the demo", || async { Some(run(&["demo"], "").await) }).await;
-    assert_eq!(ended.0, 0, "{ended:?}");
-}
