@@ -12,6 +12,9 @@ mod etcd;
 #[allow(dead_code, reason = "shared with the tests of the mirror")]
 mod feed;
 
+#[path = "support/proxy.rs"]
+mod proxy;
+
 use std::{
     fs::{self, OpenOptions},
     io::Write as _,
@@ -23,13 +26,15 @@ use capturedrain::{
     verify,
 };
 use capturedrain_core::{
-    model::{ChangefeedConfig, CommitTs, Span},
+    model::{ChangefeedConfig, CommitTs},
     work::{DispatcherKey, WorkEvent},
 };
 use disk::SmallDisk;
 use etcd::Etcd;
 use etcd_client::Client;
-use feed::{Feed, delete, put};
+use etcd_client::{Txn, TxnOp};
+use feed::{Feed, delete, put, table};
+use proxy::Proxy;
 
 const SYNTHETIC: &str = "synthetic://?tables=1&rate=200&keys=20";
 
@@ -174,6 +179,163 @@ async fn a_changefeed_without_a_start_begins_with_what_is_there() {
     assert!(proof.is_good() && proof.rows >= 2501, "{proof}");
 }
 
+/// A dispatcher whose connection stands still after the first rows of its snapshot have come.
+async fn half_a_snapshot(etcd: &Etcd, client: &mut Client, folder: &Path) -> (Proxy, Feed, DispatcherKey) {
+    for n in 0..2000 {
+        client.put(format!("/shop/t/{n:05}"), "x".repeat(200), None).await.unwrap();
+    }
+    let proxy = Proxy::before(etcd.client_port()).await;
+    proxy.stall_after(200_000);
+    let source = format!("etcd://127.0.0.1:{}/shop/", proxy.port());
+    let mut feed = Feed::new(&source, &format!("file://{}", folder.display()));
+    let key = feed.start(&table("/shop/", "t"), 1, 0);
+    let written = || {
+        fs::read_dir(folder.join("t"))
+            .is_ok_and(|_| files(&folder.join("t")).iter().any(|f| f.metadata().unwrap().len() > 0))
+    };
+    feed::wait_until("the first page", written).await;
+    (proxy, feed, key)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_deleted_while_a_snapshot_is_interrupted_does_not_stay() {
+    let etcd = Etcd::start().await;
+    let mut client = Client::connect([etcd.client_url()], None).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (proxy, mut feed, key) = half_a_snapshot(&etcd, &mut client, folder.path()).await;
+    let end = delete(&mut client, "/shop/t/00000").await;
+    proxy.release();
+    proxy.cut();
+    feed.reaches(&key, end).await;
+    feed.stop(&key).await;
+    let proof = verify::against_etcd(folder.path(), &format!("{}/shop/", etcd.url()), end).await.unwrap();
+    assert!(proof.is_good(), "{proof}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_compacted_away_begins_anew_under_another_writer() {
+    let etcd = Etcd::start().await;
+    let mut client = Client::connect([etcd.client_url()], None).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (proxy, mut feed, _) = half_a_snapshot(&etcd, &mut client, folder.path()).await;
+    let end = delete(&mut client, "/shop/t/00000").await;
+    client.compact(i64::try_from(end).unwrap(), None).await.unwrap();
+    proxy.release();
+    proxy.cut();
+    let (error, fatal) = feed.failure().await;
+    assert!(!fatal && error.contains("begins anew"), "{error}");
+    let key = feed.start(&table("/shop/", "t"), 2, 0);
+    feed.reaches(&key, end).await;
+    feed.stop(&key).await;
+    let proof = verify::against_etcd(folder.path(), &format!("{}/shop/", etcd.url()), end).await.unwrap();
+    assert!(proof.is_good(), "{proof}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_fill_a_message_do_not_stop_anything() {
+    let etcd = Etcd::start().await;
+    let mut client = Client::connect([etcd.client_url()], None).await.unwrap();
+    // 1000 of 8 KB, then some that are as large as etcd takes.
+    for n in 0..1000 {
+        client.put(format!("/shop/t/a{n:05}"), vec![b'x'; 8 << 10], None).await.unwrap();
+    }
+    for n in 0..6 {
+        client.put(format!("/shop/t/b{n}"), vec![b'y'; 1_400 << 10], None).await.unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let source = format!("{}/shop/", etcd.url());
+    let mut feed = Feed::new(&source, &format!("file://{}", folder.path().display()));
+    let start = put(&mut client, "/elsewhere", "x").await;
+    let key = feed.start(&table("/shop/", "t"), 1, 0);
+    feed.reaches(&key, start).await;
+    let ends = feed.stop(&key).await;
+    // Transactions of many large values, far above what one message of a watch may have, while nobody watches.
+    let mut end = 0;
+    for _ in 0..3 {
+        let ops: Vec<_> = (0..128).map(|n| TxnOp::put(format!("/shop/t/c{n}"), vec![b'z'; 10 << 10], None)).collect();
+        let done = client.txn(Txn::new().and_then(ops)).await.unwrap();
+        end = CommitTs::try_from(done.header().unwrap().revision()).unwrap();
+    }
+    let key = feed.start(&table("/shop/", "t"), 2, ends);
+    feed.reaches(&key, end).await;
+    feed.stop(&key).await;
+    let proof = verify::against_etcd(folder.path(), &source, end).await.unwrap();
+    assert!(proof.is_good() && proof.rows == 1006 + 3 * 128, "{proof}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_larger_than_a_message_comes_whole() {
+    // Larger requests than etcd takes by default: 128 values of 100 KB are 12.5 MiB in one revision.
+    let etcd = Etcd::start_with(&["--max-request-bytes", "20000000"]).await;
+    let mut client = Client::connect([etcd.client_url()], None).await.unwrap();
+    let start = put(&mut client, "/elsewhere", "x").await;
+    let folder = tempfile::tempdir().unwrap();
+    let source = format!("{}/shop/", etcd.url());
+    let mut feed = Feed::new(&source, &format!("file://{}", folder.path().display()));
+    let key = feed.start(&table("/shop/", "t"), 1, start);
+    feed.trigger(start);
+    let ops: Vec<_> = (0..128).map(|n| TxnOp::put(format!("/shop/t/{n}"), vec![b'z'; 100 << 10], None)).collect();
+    let done = client.txn(Txn::new().and_then(ops)).await.unwrap();
+    let end = CommitTs::try_from(done.header().unwrap().revision()).unwrap();
+    feed.birth("t").await;
+    feed.reaches(&key, end).await;
+    feed.stop(&key).await;
+    let proof = verify::against_history(folder.path(), &source, start, end).await.unwrap();
+    assert!(proof.is_good() && proof.rows == 128, "{proof}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_span_is_split_in_its_middle_however_many_keys_it_has() {
+    let etcd = Etcd::start().await;
+    let mut client = Client::connect([etcd.client_url()], None).await.unwrap();
+    for from in (0..21_000).step_by(120) {
+        let ops: Vec<_> = (from..from + 120).map(|n| TxnOp::put(format!("/shop/t/{n:06}"), "v", None)).collect();
+        client.txn(Txn::new().and_then(ops)).await.unwrap();
+    }
+    let source = format!("{}/shop/", etcd.url());
+    let mut feed = Feed::new(&source, "blackhole://");
+    let config = ChangefeedConfig { span_max_keys: 20_500, ..(*feed.config).clone() };
+    feed.config = config.into();
+    let start = put(&mut client, "/elsewhere", "x").await;
+    feed.start(&table("/shop/", "t"), 1, start);
+    let split = feed.until("a split", |event| match event {
+        WorkEvent::Checkpoint { split_at, .. } => split_at.clone(),
+        _ => None,
+    });
+    assert_eq!(&*split.await, b"/shop/t/010500");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_a_sink_has_from_half_a_snapshot_go_when_the_source_has_them_no_more() {
+    let etcd = Etcd::start().await;
+    let mut client = Client::connect([etcd.client_url()], None).await.unwrap();
+    for key in ["gone/1", "here/1", "top"] {
+        put(&mut client, &format!("/shop/{key}"), "v").await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let source = format!("{}/shop/", etcd.url());
+    let mut feed = Feed::new(&source, &format!("file://{}", folder.path().display()));
+    let first = feed.start(&table("/shop/", "gone"), 1, 0);
+    feed.reaches(&first, 2).await;
+    // Whoever knew of its checkpoint dies; then the table ends.
+    feed.stop(&first).await;
+    let end = delete(&mut client, "/shop/gone/1").await;
+    feed.trigger(0);
+    let (born, ended) = feed
+        .until("the tables", |event| match event {
+            WorkEvent::Tables { born, ended, .. } if !born.is_empty() => Some((born.clone(), ended.clone())),
+            _ => None,
+        })
+        .await;
+    assert_eq!(ended, [("gone".into(), end)]);
+    for ((span, birth), n) in born.iter().zip(2..) {
+        let key = feed.start(span, n, birth - 1);
+        feed.reaches(&key, end).await;
+    }
+    let proof = verify::against_etcd(folder.path(), &source, end).await.unwrap();
+    assert!(proof.is_good() && born.len() == 3, "{proof}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_compacted_past_the_checkpoint_fails_and_leaves_no_silent_gap() {
     let etcd = Etcd::start().await;
@@ -184,7 +346,7 @@ async fn a_source_compacted_past_the_checkpoint_fails_and_leaves_no_silent_gap()
     client.compact(i64::try_from(last).unwrap(), None).await.unwrap();
     let source = format!("{}/shop/", etcd.url());
     let mut feed = Feed::new(&source, "blackhole://");
-    let span = Span { table: "t".into(), start: b"/shop/t/"[..].into(), end: b"/shop/t0"[..].into() };
+    let span = table("/shop/", "t");
     feed.start(&span, 1, first);
     let (error, fatal) = feed.failure().await;
     assert!(fatal && error.contains("compacted") && error.contains(&source), "{error}");

@@ -14,7 +14,8 @@ use serde::Serialize;
 
 use self::reader::Effective;
 use crate::pipeline::{
-    EtcdUrl, PipelineError, Row, RowOp, SourceUrl, etcd_history, etcd_state, synthetic_rows, synthetic_table,
+    EtcdUrl, PipelineError, Row, RowOp, SourceUrl, etcd_history, etcd_state, mirror_state, synthetic_rows,
+    synthetic_table,
 };
 
 /// A comparison that could not be made.
@@ -192,6 +193,54 @@ pub async fn against_history(
     Ok(compare_rows(&effective, &etcd_history(&url, start_ts, revision).await?))
 }
 
+/// Compares a mirror with the range of an etcd that it is a copy of, both as they are now: nobody should write meanwhile.
+/// Rows are keys.
+///
+/// # Errors
+/// When one of them cannot be read.
+pub async fn against_mirror(source: &str, sink: &str) -> Result<Proof, VerifyError> {
+    let (source, sink) = (etcd_url(source)?, etcd_url(sink)?);
+    let below = |prefix: &[u8], rows: Vec<Row>| -> BTreeMap<Vec<u8>, Row> {
+        rows.into_iter().map(|row| (row.key.strip_prefix(prefix).unwrap_or(&row.key).to_vec(), row)).collect()
+    };
+    let truth = below(&source.prefix, etcd_state(&source, 0).await?);
+    Ok(compare_copies(&truth, &below(&sink.prefix, mirror_state(&sink).await?)))
+}
+
+/// Compares keys and values.
+fn compare_copies(truth: &BTreeMap<Vec<u8>, Row>, copy: &BTreeMap<Vec<u8>, Row>) -> Proof {
+    let mut proof = Proof { rows: copy.len() as u64, ..Proof::default() };
+    for (key, row) in truth {
+        if copy.get(key).is_none_or(|copied| copied.op != row.op) {
+            proof.lost += 1;
+            proof.note("lost", row);
+        }
+    }
+    for (_, row) in copy.iter().filter(|(key, _)| !truth.contains_key(*key)) {
+        proof.foreign += 1;
+        proof.note("foreign", row);
+    }
+    proof
+}
+
+/// Every change of a range of an etcd after one revision and up to another, in order: keys with their new values, `None`
+/// for a deletion.
+///
+/// # Errors
+/// When it cannot be read.
+pub async fn history(
+    source: &str,
+    start_ts: CommitTs,
+    revision: CommitTs,
+) -> Result<Vec<(Vec<u8>, Option<Vec<u8>>)>, VerifyError> {
+    let rows = etcd_history(&etcd_url(source)?, start_ts, revision).await?;
+    let value = |op| match op {
+        RowOp::Put(value) => Some(value),
+        RowOp::Delete => None,
+    };
+    Ok(rows.into_iter().map(|row| (row.key, value(row.op))).collect())
+}
+
 /// Compares a sink with a synthetic stream, from after `start_ts` up to `checkpoint_ts`.
 ///
 /// # Errors
@@ -271,6 +320,22 @@ mod tests {
             (proof.rows, proof.lost, proof.doubled)
         };
         assert_eq!([of(1..=1), of(2..=2), of(3..=9)], [(2, 0, 1), (0, 1, 0), (1, 0, 0)]);
+    }
+
+    #[test]
+    fn a_mirror_is_held_key_by_key() {
+        let rows = |rows: &[(&str, &str)]| -> BTreeMap<_, _> {
+            rows.iter().map(|(key, value)| (key.as_bytes().to_vec(), row(key, 1, Some(value)))).collect()
+        };
+        let truth = rows(&[("a", "1"), ("b", "2")]);
+        let check = |copy: &[(&str, &str)]| {
+            let proof = compare_copies(&truth, &rows(copy));
+            (proof.lost, proof.foreign, proof.is_good())
+        };
+        assert_eq!(check(&[("a", "1"), ("b", "2")]), (0, 0, true));
+        assert_eq!(check(&[("a", "1"), ("b", "x")]), (1, 0, false));
+        assert_eq!(check(&[("a", "1"), ("b", "2"), ("c", "3")]), (0, 1, false));
+        assert_eq!(check(&[]), (2, 0, false));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The data path by itself: one changefeed, whose orders come from the test.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use capturedrain::pipeline::Pipeline;
 use capturedrain_core::{
@@ -17,6 +17,8 @@ pub(crate) struct Feed {
     pub(crate) pipeline: Pipeline,
     events: mpsc::Receiver<WorkEvent>,
     pub(crate) config: Arc<ChangefeedConfig>,
+    /// The last checkpoint that each dispatcher told.
+    checkpoints: HashMap<DispatcherKey, CommitTs>,
 }
 
 pub(crate) fn id() -> ChangefeedId {
@@ -27,7 +29,7 @@ impl Feed {
     pub(crate) fn new(source: &str, sink: &str) -> Self {
         let (events, inbox) = mpsc::channel(1024);
         let config = ChangefeedConfig { source: source.into(), sink: sink.into(), start_ts: 0, span_max_keys: 0 };
-        Self { pipeline: Pipeline::new(events), events: inbox, config: Arc::new(config) }
+        Self { pipeline: Pipeline::new(events), events: inbox, config: Arc::new(config), checkpoints: HashMap::new() }
     }
 
     pub(crate) fn start(&mut self, span: &Span, counter: u64, start_ts: CommitTs) -> DispatcherKey {
@@ -48,6 +50,9 @@ impl Feed {
     pub(crate) async fn until<T>(&mut self, what: &str, mut answer: impl FnMut(&WorkEvent) -> Option<T>) -> T {
         let waiting = async {
             while let Some(event) = self.events.recv().await {
+                if let WorkEvent::Checkpoint { key, checkpoint_ts, .. } = &event {
+                    self.checkpoints.insert(key.clone(), *checkpoint_ts);
+                }
                 if let Some(answer) = answer(&event) {
                     return answer;
                 }
@@ -77,6 +82,14 @@ impl Feed {
         .await
     }
 
+    /// The same, when its news may have come while others were waited for.
+    pub(crate) async fn reaches_at_last(&mut self, key: &DispatcherKey, ts: CommitTs) -> CommitTs {
+        if let Some(known) = self.checkpoints.get(key).filter(|known| **known >= ts) {
+            return *known;
+        }
+        self.reaches(key, ts).await
+    }
+
     pub(crate) async fn stop(&mut self, key: &DispatcherKey) -> CommitTs {
         self.pipeline.order(WorkOrder::StopDispatcher(key.clone()));
         self.until("the stop", |event| match event {
@@ -104,4 +117,20 @@ pub(crate) async fn put(client: &mut Client, key: &str, value: &str) -> CommitTs
 pub(crate) async fn delete(client: &mut Client, key: &str) -> CommitTs {
     let header = client.delete(key, None).await.unwrap().header().cloned().unwrap();
     CommitTs::try_from(header.revision()).unwrap()
+}
+
+/// The whole range of a table.
+pub(crate) fn table(prefix: &str, name: &str) -> Span {
+    let (start, end) = (format!("{prefix}{name}/").into_bytes(), format!("{prefix}{name}0").into_bytes());
+    Span { table: name.into(), start: start.into(), end: end.into() }
+}
+
+/// Waits for something that no event tells.
+pub(crate) async fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"));
 }
