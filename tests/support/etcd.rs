@@ -16,11 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Etcd {
     folder: TempDir,
     ports: (u16, u16),
-<<<<<<< HEAD
-    options: &'static [&'static str],
-=======
     options: Vec<String>,
->>>>>>> mirror
     process: Option<Child>,
 }
 
@@ -35,14 +31,9 @@ impl Etcd {
         Self::start_with(&[]).await
     }
 
-<<<<<<< HEAD
-    /// Starts one with further options, and waits until it answers.
-    pub(crate) async fn start_with(options: &'static [&'static str]) -> Self {
-=======
     /// Starts one with more options.
     pub(crate) async fn start_with(options: &[&str]) -> Self {
         let options = options.iter().map(|option| (*option).to_owned()).collect();
->>>>>>> mirror
         let mut etcd = Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(), options, process: None };
         etcd.launch();
         etcd.wait().await;
@@ -59,11 +50,7 @@ impl Etcd {
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("default={peer}"), "--log-level", "error"])
-<<<<<<< HEAD
-            .args(self.options)
-=======
             .args(&self.options)
->>>>>>> mirror
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
