@@ -12,9 +12,9 @@ use crate::{
     log::Line,
     maintainer::{Input, Maintainer, Output as MaintainerOutput},
     model::{
-        Answer, Body, CaptureId, CaptureStatus, ChangefeedEpoch, ChangefeedId, Command, Envelope, Heartbeat,
-        Incarnation, Instant, Liveness, MaintainerPhase, Now, Options, Refusal, Registration, Request, RequestId,
-        Snapshot, Term, WorkCount,
+        Answer, Body, CaptureId, CaptureStatus, ChangefeedEpoch, ChangefeedId, Command, DispatcherFate, Envelope,
+        Heartbeat, Incarnation, Instant, Liveness, MaintainerPhase, Now, Options, Refusal, Registration, Request,
+        RequestId, Snapshot, Term, WorkCount,
     },
     mutant::{Mutant, Mutants},
     store::{Changes, Listing, TxnOutcome},
@@ -379,9 +379,9 @@ impl Process {
                 let outputs = self.host.as_mut().map(|host| host.dispatcher_ended(&key, checkpoint_ts, None));
                 self.carry_out_host(outputs.unwrap_or_default());
             }
-            WorkEvent::Failed { key, checkpoint_ts, error, fatal } => {
-                let outputs =
-                    self.host.as_mut().map(|host| host.dispatcher_ended(&key, checkpoint_ts, Some((error, fatal))));
+            WorkEvent::Failed { key, checkpoint_ts, error, fatal, outranked_by } => {
+                let failed = DispatcherFate::Failed { error, fatal, outranked_by };
+                let outputs = self.host.as_mut().map(|host| host.dispatcher_ended(&key, checkpoint_ts, Some(failed)));
                 self.carry_out_host(outputs.unwrap_or_default());
             }
             WorkEvent::Tables { changefeed, epoch, born, ended, resolved_ts, resolved_at_ms } => {

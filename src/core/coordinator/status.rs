@@ -97,6 +97,7 @@ impl Coordinator {
             let status = ChangefeedStatus {
                 config: info.value.config.clone(),
                 state: info.value.state.clone(),
+                warning: report.and_then(|m| m.warning.clone()),
                 maintainer: running.map(|(host, m)| (host.capture.clone(), host.node_epoch, m.epoch)),
                 checkpoint_ts: report.filter(|m| m.dispatchers.is_some()).map(|m| m.checkpoint_ts),
                 checkpoint_at_ms: report.map(|m| m.checkpoint_at_ms).filter(|at| *at > 0),
