@@ -133,6 +133,7 @@ pub(super) async fn run(args: ServerArgs) -> Result<Exit, Failure> {
     }
     let store = AnyStore::open(&args.store, args.cluster.as_str()).await?;
     let config = ServeConfig {
+        cluster: args.cluster.as_str().into(),
         id: args.id,
         addr: args.addr,
         advertise_addr: args.advertise_addr,

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 pub use crate::event::{Effect, Event, Lane};
 use crate::{
     agent::{Agent, AgentOutput},
-    coordinator::{Coordinator, Output as CoordinatorOutput},
+    coordinator::{Coordinator, Output as CoordinatorOutput, Promises},
     host::{Host, HostOutput},
     log::Line,
     maintainer::{Input, Maintainer, Output as MaintainerOutput},
@@ -38,6 +38,8 @@ pub struct Process {
     view: Option<View>,
     host: Option<Host>,
     coordinator: Option<Coordinator>,
+    /// What it promised in earlier times in office, for the writes whose outcomes are still to come.
+    promised: BTreeMap<Term, Promises>,
     /// The highest coordinator that was heard, and its term.
     heard: Option<(Incarnation, Term)>,
     /// The latest heartbeat that was taken in this life.
@@ -66,6 +68,7 @@ impl Process {
             view: None,
             host: None,
             coordinator: None,
+            promised: BTreeMap::new(),
             heard: None,
             latest: None,
             told: Urgent::default(),
@@ -178,9 +181,10 @@ impl Process {
                 self.carry_out_agent(outputs);
             }
             Lane::Coordinator(term) => {
-                // The outcome of a write of an earlier time in office is nobody's any more.
                 if let Some(coordinator) = self.coordinator.as_mut().filter(|c| c.term() == *term) {
                     coordinator.written(outcome);
+                } else if let Some(promises) = self.promised.remove(term) {
+                    self.carry_out_coordinator(promises.settle(outcome));
                 }
             }
             Lane::Maintainer(changefeed, epoch) => {
@@ -243,8 +247,12 @@ impl Process {
             return;
         }
         if let Some(former) = self.coordinator.take() {
-            let outputs = former.step_down();
+            let term = former.term();
+            let (outputs, promises) = former.step_down();
             self.carry_out_coordinator(outputs);
+            if !promises.is_empty() {
+                self.promised.insert(term, promises);
+            }
         }
         self.coordinator =
             office.map(|(me, term)| Coordinator::new(me, term, self.options.clone(), self.mutants, self.now));

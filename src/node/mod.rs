@@ -59,6 +59,8 @@ pub enum NodeError {
 /// What one capture needs to start.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
+    /// The cluster's name.
+    pub cluster: Arc<str>,
     /// How it registers; the node epoch does not matter.
     pub identity: Registration,
     /// How the cluster behaves.
@@ -103,7 +105,7 @@ impl Node {
         let (work_events, work) = mpsc::channel(driver::EVENTS_MAX);
         let (orders, order_inbox) = mpsc::channel(4);
         let (snapshots, latest) = watch::channel(Arc::new(Snapshot::default()));
-        let door = Door { capture: config.identity.id.clone(), calls, snapshots: latest };
+        let door = Door { cluster: config.cluster, capture: config.identity.id.clone(), calls, snapshots: latest };
         let driver = Driver {
             lease_ttl: config.options.lease,
             process: Process::new(config.identity, config.options),

@@ -12,6 +12,8 @@ use crate::store::AnyStore;
 /// What a server is told.
 #[derive(Debug, Clone)]
 pub struct ServeConfig {
+    /// The cluster's name.
+    pub cluster: Arc<str>,
     /// The first capture's name; `None`: `capture` and the port or number.
     pub id: Option<CaptureId>,
     /// `host:port` to listen on; the port counts up with the captures.
@@ -121,8 +123,8 @@ pub async fn serve(config: ServeConfig, store: AnyStore) -> Result<Ending, NodeE
             identity.advertise_addr = Arc::from(bound.to_string());
         }
         tracing::info!(capture = %identity.id, addr = %identity.advertise_addr, "capture starts");
-        let options = config.options.clone();
-        nodes.push(Node::start(NodeConfig { identity, options, store: store.clone() }, listener)?);
+        let (cluster, options) = (config.cluster.clone(), config.options.clone());
+        nodes.push(Node::start(NodeConfig { cluster, identity, options, store: store.clone() }, listener)?);
     }
     let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
     let (mut terminate, mut interrupt) = signals.map_err(|source| NodeError::Serve { addr: config.addr, source })?;

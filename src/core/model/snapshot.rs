@@ -118,6 +118,8 @@ pub struct ChangefeedStatus {
     pub state: ChangefeedState,
     /// Why some of it does not go on for the time being.
     pub warning: Option<String>,
+    /// When it was created.
+    pub created_at_ms: UnixMillis,
     /// Where its maintainer is.
     pub maintainer: Option<(CaptureId, NodeEpoch, ChangefeedEpoch)>,
     /// How far it is, as its maintainer last said.
