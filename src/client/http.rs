@@ -8,10 +8,13 @@ use tokio::time::{self, Instant};
 
 use super::{CONNECT_TIMEOUT, Client, ClientError, PATIENCE, RETRY};
 use crate::{
+    tls::distrust,
     view::{ChangefeedView, CreatedChangefeed, ErrorView, NewChangefeed},
     wire::{cause, refusal},
 };
 
+/// What a server says in the clear that speaks TLS.
+const TLS_REQUIRED: &str = "TLS_REQUIRED";
 const NOTHING: Option<&()> = None;
 
 impl Client {
@@ -22,9 +25,11 @@ impl Client {
         body: Option<&B>,
     ) -> Result<T, ClientError> {
         let until = Instant::now() + PATIENCE;
+        let mut distrusted = 0;
         let mut reason = String::new();
         for server in self.servers.iter().cycle() {
-            let mut call = self.http.request(method.clone(), format!("http://{server}/api/v2/{path}"));
+            let url = self.dialer.url(server, &format!("/api/v2/{path}"));
+            let mut call = self.dialer.http().request(method.clone(), url);
             // What changes something may have to ask the source first.
             let reads = method == Method::GET;
             call = call.timeout(if reads { self.attempt_timeout() } else { PATIENCE + CONNECT_TIMEOUT });
@@ -32,7 +37,17 @@ impl Client {
                 call = call.json(body);
             }
             match call.send().await {
-                Err(error) => reason = format!("{server}: {}", cause(&error)),
+                Err(error) => {
+                    reason = format!("{server}: {}", cause(&error));
+                    if let Some(why) = distrust(&error) {
+                        distrusted += 1;
+                        let error = ClientError::Distrust { server: server.clone(), why };
+                        if distrusted >= self.servers.len() {
+                            return Err(error);
+                        }
+                        reason = error.to_string();
+                    }
+                }
                 Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => {
                     let error = answer.json::<ErrorView>().await;
                     reason = error.map_or_else(|error| cause(&error), |error| error.error_msg);
@@ -40,7 +55,7 @@ impl Client {
                 Ok(answer) if answer.status().is_success() => {
                     return answer.json().await.map_err(|error| ClientError::Protocol(cause(&error)));
                 }
-                Ok(answer) => return Err(refused(answer).await),
+                Ok(answer) => return Err(refused(server, answer).await),
             }
             if Instant::now() + RETRY >= until {
                 break;
@@ -48,6 +63,13 @@ impl Client {
             time::sleep(RETRY).await;
         }
         Err(self.unreachable(reason))
+    }
+
+    /// Whether a server that does not understand this client speaks TLS.
+    pub(super) async fn speaks_tls(&self, server: &str) -> bool {
+        let asked = self.dialer.http().get(self.dialer.url(server, "/healthz")).timeout(CONNECT_TIMEOUT);
+        let Ok(answer) = asked.send().await else { return false };
+        answer.json::<ErrorView>().await.is_ok_and(|error| error.reason == TLS_REQUIRED)
     }
 
     /// Creates a changefeed.
@@ -99,9 +121,13 @@ impl Client {
     }
 }
 
-async fn refused(answer: reqwest::Response) -> ClientError {
+async fn refused(server: &str, answer: reqwest::Response) -> ClientError {
     let status = answer.status();
     match answer.json::<ErrorView>().await {
+        Ok(error) if error.reason == TLS_REQUIRED => ClientError::SpeaksTls(server.to_owned()),
+        Ok(error) if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+            ClientError::Unauthorised(error.error_msg)
+        }
         Ok(error) => match refusal::rebuild(&error.reason, |name| error.facts.get(name).cloned()) {
             Some(refusal) => refusal.into(),
             None => ClientError::Invalid { reason: error.reason, message: error.error_msg },

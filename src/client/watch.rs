@@ -4,7 +4,7 @@ use futures::{Stream, stream};
 use tokio::time;
 use tonic::Streaming;
 
-use super::{Attempt, Client, ClientError, ClusterView, Drains, RETRY, judge};
+use super::{Attempt, Client, ClientError, ClusterView, Drains, RETRY};
 use crate::wire::pb;
 
 /// Where the following stands.
@@ -13,7 +13,8 @@ struct Following {
     /// Which server is asked next.
     next: usize,
     follow: Option<String>,
-    stream: Option<Streaming<pb::WatchDrainResponse>>,
+    /// Who is heard, and what he says.
+    stream: Option<(String, Streaming<pb::WatchDrainResponse>)>,
     /// Whether the loss of the coordinator was told since the last view.
     told: bool,
 }
@@ -53,6 +54,13 @@ impl Following {
                         return Err(self.client.unreachable(reason));
                     }
                 }
+                Attempt::Distrusted(error) => {
+                    time::sleep(RETRY).await;
+                    if !self.told {
+                        self.told = true;
+                        return Err(error);
+                    }
+                }
                 Attempt::Never(error) => {
                     time::sleep(RETRY).await;
                     return Err(error);
@@ -68,18 +76,20 @@ impl Following {
                 self.next += 1;
                 servers[(self.next - 1) % servers.len()].clone()
             });
-            let connected = self.client.connect(&addr).await;
-            let mut drains: Drains = connected.map_err(|why| Attempt::Later(format!("{addr}: {why}")))?;
+            let mut drains: Drains = self.client.connect(&addr).await?;
             let opening = drains.watch_drain(pb::WatchDrainRequest {});
             let opened = time::timeout(self.client.attempt_timeout(), opening).await;
             let opened = opened.map_err(|_| Attempt::Later(format!("{addr} took too long")))?;
-            self.stream = Some(opened.map_err(|status| judge(&status))?.into_inner());
+            match opened {
+                Ok(opened) => self.stream = Some((addr, opened.into_inner())),
+                Err(status) => return Err(self.client.judge(&addr, &status).await),
+            }
         }
-        let Some(stream) = &mut self.stream else { return Err(Attempt::Later(String::new())) };
+        let Some((addr, stream)) = &mut self.stream else { return Err(Attempt::Later(String::new())) };
         match stream.message().await {
             Ok(Some(message)) => Ok(message.view.unwrap_or_default()),
             Ok(None) => Err(Attempt::Later("the coordinator has ended".to_owned())),
-            Err(status) => Err(judge(&status)),
+            Err(status) => Err(self.client.judge(addr, &status).await),
         }
     }
 }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{Hall, error::HttpError};
 use crate::{
     clock::wall,
+    tls::Caller,
     view::{DrainAccepted, DrainView},
 };
 
@@ -32,9 +33,10 @@ pub(super) struct StartQuery {
 pub(super) async fn start(
     State(hall): State<Hall>,
     Path(id): Path<String>,
+    caller: Caller,
     Query(query): Query<StartQuery>,
 ) -> Result<(StatusCode, Json<DrainAccepted>), HttpError> {
-    let requester = query.requester.unwrap_or_else(|| REQUESTER.to_owned());
+    let requester = caller.requester(query.requester.as_deref().unwrap_or(REQUESTER));
     let mut request = DrainRequest::new(CaptureId::new(&id)?, requester);
     request.dry_run = query.dry_run;
     request.epoch = query.drain_epoch.map(DrainEpoch);
@@ -96,9 +98,10 @@ pub(super) struct CancelQuery {
 pub(super) async fn cancel(
     State(hall): State<Hall>,
     Path(id): Path<String>,
+    caller: Caller,
     Query(query): Query<CancelQuery>,
 ) -> Result<Json<Value>, HttpError> {
-    let requester = query.requester.unwrap_or_else(|| REQUESTER.to_owned());
+    let requester = caller.requester(query.requester.as_deref().unwrap_or(REQUESTER));
     let epoch = query.drain_epoch.map(DrainEpoch);
     hall.door.ask(Request::Cancel { capture: CaptureId::new(&id)?, epoch, requester }).await?;
     Ok(Json(json!({})))

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use self::error::HttpError;
 use crate::{
     door::Door,
+    tls::Dialer,
     view::{CaptureView, DrainEndView},
 };
 
@@ -42,12 +43,12 @@ pub type Probe = Arc<
 struct Hall {
     door: Door,
     probe: Probe,
-    client: reqwest::Client,
+    dialer: Dialer,
 }
 
 /// The HTTP API of a capture.
-pub fn router(door: Door, probe: Probe) -> Router {
-    let hall = Hall { door, probe, client: reqwest::Client::new() };
+pub fn router(door: Door, probe: Probe, dialer: Dialer) -> Router {
+    let hall = Hall { door, probe, dialer };
     // What only the coordinator knows or does.
     let coordinator = Router::new()
         .route("/api/v2/captures", get(captures))

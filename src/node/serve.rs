@@ -6,8 +6,11 @@ use capturedrain_core::model::{CaptureId, NodeEpoch, Options, PROTOCOL, Registra
 use futures::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Node, NodeConfig, NodeError, listen};
-use crate::store::AnyStore;
+use super::{Manners, Node, NodeConfig, NodeError, listen};
+use crate::{
+    store::AnyStore,
+    tls::{Credentials, Current, Files},
+};
 
 /// What a server is told.
 #[derive(Debug, Clone)]
@@ -30,6 +33,8 @@ pub struct ServeConfig {
     pub options: Options,
     /// How long SIGTERM waits for the drain.
     pub shutdown_timeout: Duration,
+    /// Where the credentials are; `None`: everything in the clear.
+    pub tls: Option<Files>,
 }
 
 /// How a capture presents itself.
@@ -77,6 +82,11 @@ impl ServeConfig {
     }
 }
 
+/// The host of a `host:port`.
+fn host(addr: &str) -> &str {
+    addr.rsplit_once(':').map_or(addr, |(host, _)| host)
+}
+
 /// Runs captures until SIGTERM or SIGINT; then has them drained, and ends.
 ///
 /// A second signal ends at once. With all captures of a cluster in one process there is nobody who could take the work,
@@ -85,8 +95,15 @@ impl ServeConfig {
 /// # Errors
 /// When one cannot be started, or cannot go on.
 pub async fn serve(config: ServeConfig, store: AnyStore) -> Result<(), NodeError> {
+    let identities = config.identities()?;
+    let hosts: Vec<_> = identities.iter().map(|(identity, _)| host(&identity.advertise_addr).to_owned()).collect();
+    let check = Arc::new(move |new: &Credentials| hosts.iter().try_for_each(|host| new.check_capture(host)));
+    let credentials = config.tls.clone().map(|files| Current::follow(files, check)).transpose()?;
+    if credentials.as_ref().is_some_and(|current| !current.get().is_mutual()) {
+        tracing::warn!("without --tls-ca nobody is asked who he is: whoever reaches this port may drain");
+    }
     let mut nodes = Vec::new();
-    for (mut identity, addr) in config.identities()? {
+    for (mut identity, addr) in identities {
         let listener = listen(&addr.to_string()).await?;
         if addr.port() == 0
             && config.advertise_addr.is_none()
@@ -96,7 +113,8 @@ pub async fn serve(config: ServeConfig, store: AnyStore) -> Result<(), NodeError
         }
         tracing::info!(capture = %identity.id, addr = %identity.advertise_addr, "capture starts");
         let options = config.options.clone();
-        nodes.push(Node::start(NodeConfig { identity, options, store: store.clone() }, listener)?);
+        let manners = Manners { credentials: credentials.clone(), ..Manners::default() };
+        nodes.push(Node::start_with(NodeConfig { identity, options, store: store.clone() }, manners, listener)?);
     }
     let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
     let (mut terminate, mut interrupt) = signals.map_err(|source| NodeError::Serve { addr: config.addr, source })?;

@@ -1,6 +1,6 @@
 //! What a capture does when it is told to end: it has itself drained first.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use capturedrain_core::model::{Answer, DrainRequest, Liveness, Refusal};
 use tokio::{sync::oneshot, time};
@@ -14,14 +14,14 @@ use crate::{
 const RETRY: Duration = Duration::from_millis(300);
 
 /// Has the capture drained, and returns when it is proven empty, when nothing is left to protect, or when time is up.
-pub(super) async fn drain_self(door: &Door, addr: SocketAddr, timeout: Duration) {
+pub(super) async fn drain_self(door: &Door, client: &Client, timeout: Duration) {
     if timeout.is_zero() {
         tracing::info!(capture = %door.capture, "ending without a drain");
         return;
     }
     tracing::info!(capture = %door.capture, timeout_ms = timeout.as_millis(), "ending: draining this capture first");
     let capture = &door.capture;
-    match time::timeout(timeout, until_drained(door, addr)).await {
+    match time::timeout(timeout, until_drained(door, client)).await {
         Ok(Farewell::Empty) => tracing::info!(%capture, "nothing is left on this capture"),
         Ok(Farewell::Alone) => tracing::warn!(%capture, "no other capture could take the work, ending with it"),
         Err(_) => tracing::warn!(%capture, "time is up, ending with work left"),
@@ -36,7 +36,7 @@ enum Farewell {
     Alone,
 }
 
-async fn until_drained(door: &Door, addr: SocketAddr) -> Farewell {
+async fn until_drained(door: &Door, client: &Client) -> Farewell {
     let mut snapshots = door.snapshots.clone();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
@@ -47,7 +47,7 @@ async fn until_drained(door: &Door, addr: SocketAddr) -> Farewell {
         if snapshot.liveness == Some(Liveness::Alive) {
             let mut request = DrainRequest::new(door.capture.clone(), format!("shutdown of {}", door.capture));
             request.node_epoch = Some(me.node_epoch);
-            match ask(addr, request).await {
+            match client.drain(request).await {
                 Ok(_) => {}
                 Err(ClientError::Refused(Refusal::NoPeers(_))) => {
                     return Farewell::Alone;
@@ -58,10 +58,6 @@ async fn until_drained(door: &Door, addr: SocketAddr) -> Farewell {
         // Either a change, or time for the next attempt.
         let _ = time::timeout(RETRY, snapshots.changed()).await;
     }
-}
-
-async fn ask(addr: SocketAddr, request: DrainRequest) -> Result<Answer, ClientError> {
-    Client::new(&[addr.to_string()])?.drain(request).await
 }
 
 async fn prove(door: &Door) -> bool {

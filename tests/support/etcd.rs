@@ -1,8 +1,9 @@
 //! A real etcd, on free ports and a temporary folder, that goes with the test.
 
 use std::{
-    env,
+    env, fs,
     net::TcpListener,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -17,6 +18,8 @@ pub(crate) struct Etcd {
     folder: TempDir,
     ports: (u16, u16),
     process: Option<Child>,
+    /// CA, certificate and key, when clients have to have a certificate.
+    tls: Option<[PathBuf; 3]>,
 }
 
 fn free_ports() -> (u16, u16) {
@@ -27,7 +30,17 @@ fn free_ports() -> (u16, u16) {
 impl Etcd {
     /// Starts one, and waits until it answers.
     pub(crate) async fn start() -> Self {
-        let mut etcd = Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(), process: None };
+        let mut etcd = Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(), process: None, tls: None };
+        etcd.launch();
+        etcd.wait().await;
+        etcd
+    }
+
+    /// Starts one that speaks TLS and asks its clients for a certificate.
+    #[allow(dead_code, reason = "for the tests of TLS")]
+    pub(crate) async fn start_with_tls(ca: PathBuf, cert: PathBuf, key: PathBuf) -> Self {
+        let tls = Some([ca, cert, key]);
+        let mut etcd = Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(), process: None, tls };
         etcd.launch();
         etcd.wait().await;
         etcd
@@ -35,9 +48,14 @@ impl Etcd {
 
     fn launch(&mut self) {
         let binary = env::var("CAPTUREDRAIN_ETCD").unwrap_or_else(|_| "etcd".to_owned());
-        let client = format!("http://127.0.0.1:{}", self.ports.0);
+        let client = self.client_url();
         let peer = format!("http://127.0.0.1:{}", self.ports.1);
-        let process = Command::new(&binary)
+        let mut command = Command::new(&binary);
+        if let Some([ca, cert, key]) = &self.tls {
+            command.arg("--trusted-ca-file").arg(ca).arg("--cert-file").arg(cert).arg("--key-file").arg(key);
+            command.arg("--client-cert-auth");
+        }
+        let process = command
             .arg("--data-dir")
             .arg(self.folder.path())
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
@@ -54,7 +72,8 @@ impl Etcd {
     async fn wait(&self) {
         let answers = async {
             loop {
-                let asked = async { etcd_client::Client::connect([self.client_url()], None).await?.status().await };
+                let options = self.options();
+                let asked = async { etcd_client::Client::connect([self.client_url()], options).await?.status().await };
                 if matches!(time::timeout(Duration::from_secs(1), asked).await, Ok(Ok(_))) {
                     return;
                 }
@@ -71,7 +90,16 @@ impl Etcd {
 
     /// The address as etcd's client takes it.
     pub(crate) fn client_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.ports.0)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.ports.0)
+    }
+
+    /// How etcd's client connects: with the certificate of the server itself.
+    fn options(&self) -> Option<etcd_client::ConnectOptions> {
+        let [ca, cert, key] = self.tls.as_ref()?.each_ref().map(|path| fs::read(path).unwrap());
+        let identity = etcd_client::Identity::from_pem(cert, key);
+        let tls = etcd_client::TlsOptions::new().ca_certificate(etcd_client::Certificate::from_pem(ca));
+        Some(etcd_client::ConnectOptions::new().with_tls(tls.identity(identity)))
     }
 
     /// Ends it at once.

@@ -43,13 +43,13 @@ fn free_port() -> u16 {
 
 /// Runs a command to its end: its exit code, and what it says on standard error.
 pub(crate) async fn run(args: &[&str], servers: &str) -> (i32, String) {
-    let output = output(args, servers).await;
+    let output = output(args, servers, &[]).await;
     (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-async fn output(args: &[&str], servers: &str) -> std::process::Output {
+async fn output(args: &[&str], servers: &str, options: &[String]) -> std::process::Output {
     let mut command = Command::new(BINARY);
-    command.args(args).env("CAPTUREDRAIN_SERVER", servers).stdin(Stdio::null()).kill_on_drop(true);
+    command.args(args).args(options).env("CAPTUREDRAIN_SERVER", servers).stdin(Stdio::null()).kill_on_drop(true);
     time::timeout(Duration::from_mins(2), command.output()).await.expect("a command that ends").unwrap()
 }
 
@@ -62,11 +62,27 @@ pub(crate) struct Cluster {
     name: String,
     store: String,
     captures: BTreeMap<String, (u16, Child)>,
+    options: Options,
+}
+
+/// What the commands of a cluster are given besides; nothing by default.
+#[derive(Default)]
+pub(crate) struct Options {
+    /// To servers.
+    pub(crate) server: Vec<String>,
+    /// To those who ask them.
+    pub(crate) client: Vec<String>,
+    /// Whether servers are asked over TLS.
+    pub(crate) secure: bool,
 }
 
 impl Cluster {
     pub(crate) fn new(name: &str, store: &str) -> Self {
-        Self { name: name.to_owned(), store: store.to_owned(), captures: BTreeMap::new() }
+        Self::with(name, store, Options::default())
+    }
+
+    pub(crate) fn with(name: &str, store: &str, options: Options) -> Self {
+        Self { name: name.to_owned(), store: store.to_owned(), captures: BTreeMap::new(), options }
     }
 
     pub(crate) fn start(&mut self, id: &str) {
@@ -92,6 +108,7 @@ impl Cluster {
             .args(["server", "--cluster", &self.name, "--store", &self.store, "--id", id])
             .args(["--addr", &format!("127.0.0.1:{port}"), "--lease", "3s", "--heartbeat", "300ms"])
             .args(["--captures", &captures.to_string(), "--shutdown-timeout", "60s", "--log", "warn"])
+            .args(&self.options.server)
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
             .kill_on_drop(true)
@@ -100,18 +117,35 @@ impl Cluster {
     }
 
     pub(crate) fn servers(&self) -> String {
-        let urls: Vec<_> = self.captures.values().map(|(port, _)| format!("http://127.0.0.1:{port}")).collect();
+        let scheme = if self.options.secure { "https" } else { "http" };
+        let urls: Vec<_> = self.captures.values().map(|(port, _)| format!("{scheme}://127.0.0.1:{port}")).collect();
         urls.join(",")
     }
 
     pub(crate) async fn run(&self, args: &[&str]) -> (i32, String) {
-        run(args, &self.servers()).await
+        self.run_with(args, &self.options.client).await
+    }
+
+    /// The same with other options for TLS.
+    pub(crate) async fn run_with(&self, args: &[&str], options: &[String]) -> (i32, String) {
+        let output = output(args, &self.servers(), options).await;
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// `host:port` of a process.
+    pub(crate) fn addr(&self, id: &str) -> String {
+        format!("127.0.0.1:{}", self.captures[id].0)
     }
 
     /// Runs a command, and sends it SIGINT once it has said something.
     pub(crate) async fn interrupted(&self, args: &[&str]) -> (i32, String) {
         let mut command = Command::new(BINARY);
-        command.args(args).env("CAPTUREDRAIN_SERVER", self.servers()).stdin(Stdio::null()).kill_on_drop(true);
+        command
+            .args(args)
+            .args(&self.options.client)
+            .env("CAPTUREDRAIN_SERVER", self.servers())
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut said = String::new();
@@ -133,7 +167,7 @@ impl Cluster {
     }
 
     pub(crate) async fn try_json(&self, args: &[&str]) -> Option<Value> {
-        let output = output(&[args, &["-o", "json"]].concat(), &self.servers()).await;
+        let output = output(&[args, &["-o", "json"]].concat(), &self.servers(), &self.options.client).await;
         output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
     }
 
@@ -178,7 +212,17 @@ impl Cluster {
 
     /// One that does not coordinate, of all that are registered.
     pub(crate) async fn a_follower_of_all(&self) -> String {
-        let captures = self.json(&["captures"]).await;
+        self.a_follower_with(&self.options.client).await
+    }
+
+    /// The same, asked with other options for TLS.
+    pub(crate) async fn a_follower_with(&self, options: &[String]) -> String {
+        let args = ["captures", "-o", "json"];
+        let captures = wait_for(PATIENCE, "the captures", || async {
+            let output = output(&args, &self.servers(), options).await;
+            serde_json::from_slice::<Value>(&output.stdout).ok()
+        })
+        .await;
         let follower = captures.as_array().unwrap().iter().find(|capture| capture["is_coordinator"] == false);
         follower.unwrap()["id"].as_str().unwrap().to_owned()
     }

@@ -146,7 +146,8 @@ impl Coordinator {
             drain_epoch: epoch,
             unknown: std::collections::BTreeMap::new(),
         };
-        self.outputs.push(Output::Log(Line::info("drain starts").drain(&record)));
+        let line = Line::info("drain starts").drain(&record).with("requester", &record.requesters.join(", "));
+        self.outputs.push(Output::Log(line));
         let mut draft = self
             .draft()
             .require_same(view, &KeyName::Capture(record.target.clone()))
