@@ -133,7 +133,8 @@ async fn an_answer_has_to_come_in_time_but_for_captures() {
 #[tokio::test]
 async fn who_does_not_read_is_cut() {
     let (listener, addr) = port(|limits| limits.write = SHORT).await;
-    let greedy = send(addr, &HEALTH.replace("/healthz", "/flood")).await;
+    let mut greedy = send(addr, &HEALTH.replace("/healthz", "/flood")).await;
+    greedy.read_u8().await.unwrap();
     let gone = async {
         while listener.handle.connection_count() > 0 {
             time::sleep(Duration::from_millis(20)).await;
