@@ -4,6 +4,8 @@
 
 #[path = "support/etcd.rs"]
 mod etcd;
+#[path = "support/lossy.rs"]
+mod lossy;
 #[path = "support/processes.rs"]
 #[allow(dead_code, reason = "shared with the tests of the command line")]
 mod processes;
@@ -27,7 +29,9 @@ async fn replicating(name: &str) -> (etcd::Etcd, Cluster, Writer, tempfile::Temp
     cluster.wait_for_captures(3).await;
     let source = format!("{}/shop/", etcd.url());
     let target = format!("file://{}", sink.path().display());
-    cluster.ok(&["changefeed", "create", "--id", "shop", "--source", &source, "--sink", &target]).await;
+    // From before the first write, so that every row counts, not only what each key ends with.
+    let create = ["changefeed", "create", "--id", "shop", "--start-ts", "1"];
+    cluster.ok(&[&create[..], &["--source", &source, "--sink", &target]].concat()).await;
     cluster.wait_for_dispatchers("shop", TABLES as u64).await;
     (etcd, cluster, writer, sink)
 }
@@ -36,7 +40,8 @@ async fn replicating(name: &str) -> (etcd::Etcd, Cluster, Writer, tempfile::Temp
 async fn prove(etcd: &etcd::Etcd, cluster: &Cluster, writer: Writer, sink: &tempfile::TempDir) {
     let revision = writer.stop().await;
     cluster.wait_for_checkpoint("shop", revision).await;
-    let proof = verify::against_etcd(sink.path(), &format!("{}/shop/", etcd.url()), revision).await.unwrap();
+    let source = format!("{}/shop/", etcd.url());
+    let proof = verify::against_history(sink.path(), &source, 1, revision).await.unwrap();
     assert!(proof.is_good(), "{proof}");
     assert!(proof.rows > 0, "{proof}");
 }
@@ -98,6 +103,25 @@ async fn a_capture_that_gets_sigterm_is_drained_before_it_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_capture_that_has_no_time_for_its_drain_says_so_by_its_exit_code() {
+    let (_etcd, mut cluster, _writer, _sink) = replicating("hurried").await;
+    cluster.shutdown_timeout("2s");
+    cluster.start("late");
+    cluster.shutdown_timeout("60s");
+    cluster.start("twice-int");
+    cluster.start("twice-term");
+    cluster.wait_for_captures(6).await;
+    // One drain at a time, and a target that stands still cannot be proven empty: the others have to wait.
+    let coordinator = cluster.coordinator().await;
+    let target = ["a", "b", "c"].into_iter().rfind(|id| *id != coordinator).unwrap();
+    cluster.suspend(target).await;
+    cluster.ok(&["drain", target]).await;
+    assert_eq!(cluster.insist("twice-int", "-INT").await.code(), Some(130));
+    assert_eq!(cluster.insist("twice-term", "-TERM").await.code(), Some(143));
+    assert_eq!(cluster.terminate("late").await.code(), Some(6));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_capture_that_is_killed_loses_nothing() {
     let (etcd, mut cluster, writer, sink) = replicating("crash").await;
     let target = cluster.a_follower().await;
@@ -111,14 +135,44 @@ async fn who_stops_waiting_is_told_that_the_drain_goes_on() {
     let (etcd, cluster, writer, sink) = replicating("waiting").await;
     let target = cluster.a_follower().await;
     cluster.suspend(&target).await;
-    let (code, sentence) = cluster.interrupted(&["drain", &target, "--wait"]).await;
-    assert_eq!((code, sentence.contains("goes on")), (130, true), "{sentence}");
-    assert!(sentence.contains(&format!("capturedrain cancel {target}")), "{sentence}");
+    for (signal, exit) in [("-INT", 130), ("-TERM", 143)] {
+        let (code, sentence) = cluster.waiter(&["drain", &target, "--wait"]).await.end_by(signal).await;
+        assert_eq!((code, sentence.contains("goes on")), (exit, true), "{sentence}");
+        assert!(sentence.contains(&format!("capturedrain cancel {target}")), "{sentence}");
+    }
     let (code, sentence) = cluster.run(&["drain", &cluster.coordinator().await]).await;
     assert_eq!((code, sentence.contains("one drain at a time")), (4, true), "{sentence}");
     cluster.resume(&target).await;
     cluster.ok(&["drain", &target, "--wait"]).await;
     prove(&etcd, &cluster, writer, &sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_knew_only_the_coordinator_follows_its_successor() {
+    let (etcd, mut cluster, writer, sink) = replicating("follows").await;
+    let target = cluster.a_follower().await;
+    let coordinator = cluster.coordinator().await;
+    cluster.suspend(&target).await;
+    let waiter = cluster.waiter_at(&["drain", &target, "--wait"], &cluster.server(&coordinator)).await;
+    cluster.kill(&coordinator);
+    cluster.resume(&target).await;
+    let (code, said) = waiter.end().await;
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("the coordinator is lost"), "{said}");
+    prove(&etcd, &cluster, writer, &sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_cluster_that_is_gone_is_told_so() {
+    let (_etcd, mut cluster, _writer, _sink) = replicating("gone").await;
+    let target = cluster.a_follower().await;
+    cluster.suspend(&target).await;
+    let waiter = cluster.waiter(&["drain", &target, "--wait"]).await;
+    for id in ["a", "b", "c"] {
+        cluster.kill(id);
+    }
+    let (code, said) = waiter.end().await;
+    assert_eq!((code, said.contains("goes on once they do")), (5, true), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,6 +221,21 @@ async fn a_drain_is_cancelled_and_a_drained_capture_released() {
     })
     .await;
     prove(&etcd, &cluster, writer, &sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_is_cancelled_although_the_answer_was_lost() {
+    let (_etcd, cluster, _writer, _sink) = replicating("lost").await;
+    let target = cluster.a_follower().await;
+    cluster.suspend(&target).await;
+    let waiter = cluster.waiter(&["drain", &target, "--wait"]).await;
+    // The first connection looks up which drain is on.
+    let way = lossy::way_to(&cluster.server(&cluster.coordinator().await), 1).await;
+    let (code, sentence) = processes::run(&["cancel", &target], &way).await;
+    assert_eq!(code, 0, "{sentence}");
+    let (code, said) = waiter.end().await;
+    assert_eq!(code, 8, "{said}");
+    assert_eq!(cluster.run(&["cancel", &target]).await.0, 4, "no drain is on any more");
 }
 
 #[tokio::test(flavor = "multi_thread")]

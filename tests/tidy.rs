@@ -30,7 +30,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("wire", &["door", "tls"]),
     ("http", &["clock", "door", "tls", "view", "wire"]),
     // In front of both doors: who may come in.
-    ("listener", &["tls", "view", "wire"]),
+    ("listener", &["http", "tls", "view", "wire"]),
     ("client", &["tls", "view", "wire"]),
     // The resource's stages are pure: whoever runs them brings the client.
     ("resource", &["view"]),

@@ -5,7 +5,7 @@ use axum::{
     extract::{Path, Query, State},
     http::StatusCode,
 };
-use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, Liveness, Request};
+use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, Liveness, Request, check_requester};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -43,6 +43,7 @@ pub(super) async fn start(
     request.pod_uid = query.pod_uid.map(Into::into);
     request.deadline_ms = query.deadline_ms;
     request.reason = query.reason.unwrap_or_default();
+    request.check()?;
     let answer = hall.door.ask(Request::Drain(request)).await?;
     let accepted = |maintainers, dispatchers, drain_epoch, destinations| DrainAccepted {
         current_maintainer_count: maintainers,
@@ -102,6 +103,7 @@ pub(super) async fn cancel(
     Query(query): Query<CancelQuery>,
 ) -> Result<Json<Value>, HttpError> {
     let requester = caller.requester(query.requester.as_deref().unwrap_or(REQUESTER));
+    check_requester(&requester)?;
     let epoch = query.drain_epoch.map(DrainEpoch);
     hall.door.ask(Request::Cancel { capture: CaptureId::new(&id)?, epoch, requester }).await?;
     Ok(Json(json!({})))

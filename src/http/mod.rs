@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Longest body of a request, in bytes.
-const BODY_MAX_BYTES: usize = 64 << 10;
+pub(crate) const BODY_MAX_BYTES: usize = 64 << 10;
 
 /// Why a changefeed could not be run: a stable word, and a sentence.
 pub type ProbeError = (&'static str, String);

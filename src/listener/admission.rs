@@ -27,10 +27,11 @@ use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::{
-    BODY_MAX_BYTES, Limits,
+    Limits,
     seats::{Open, Seat},
 };
 use crate::{
+    http::BODY_MAX_BYTES,
     tls::{Caller, REQUESTER_HEADER, Role},
     view::ErrorView,
     wire::refusal::DOMAIN,

@@ -38,8 +38,6 @@ const STREAMS_MAX: u32 = 128;
 const HEADERS_MAX: usize = 64;
 /// How long all headers of a request are, in bytes.
 const HEADERS_MAX_BYTES: u32 = 16 << 10;
-/// Longest body of a request over HTTP, in bytes.
-pub const BODY_MAX_BYTES: usize = 64 << 10;
 /// How long the TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the headers of a request may take; over HTTP/1 also how long a connection may be idle.
@@ -59,7 +57,7 @@ const STRANGER_TIMEOUT: Duration = Duration::from_mins(1);
 /// How often connections are looked through.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// How long calls that are open may take when the capture ends.
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+const GOODBYE_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// What somebody who comes to the port may use up.
 #[derive(Debug, Clone)]

@@ -1,4 +1,7 @@
 //! A cluster's state in etcd, below `/capturedrain/<cluster>/`.
+//!
+//! Watches ask for no progress notices, so that versions whose notices overtake events, which a source refuses, lose
+//! nothing here.
 
 use std::{
     fmt,
@@ -23,8 +26,11 @@ use crate::tls::{Current, Files, distrust};
 
 /// How many keys one page of a listing has.
 const PAGE_KEYS: i64 = 1000;
-/// How often an idle connection is tried, so that a dead one is noticed.
-const KEEP_ALIVE: Duration = Duration::from_secs(3);
+/// How often an idle connection is tried, so that a dead one is noticed. etcd takes more than one try in 5 s for an
+/// attack, and closes the connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(6);
+/// How long such a try waits for its answer.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// What etcd's client says of a lease that is over.
 const LEASE_NOT_FOUND: &str = "lease not found";
 
@@ -164,8 +170,10 @@ impl Etcd {
 async fn dial(endpoints: &[String], credentials: Option<&Current>) -> Result<Client, StoreError> {
     let mut options = ConnectOptions::new()
         .with_connect_timeout(CALL_TIMEOUT)
-        .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE)
-        .with_keep_alive_while_idle(true);
+        .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE_TIMEOUT)
+        .with_keep_alive_while_idle(true)
+        // A member that is cut off from the others says so, also to watches, which would be silent for ever.
+        .with_require_leader(true);
     if let Some(credentials) = credentials {
         options = options.with_tls(credentials.get().for_etcd());
     }

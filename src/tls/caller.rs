@@ -87,7 +87,8 @@ impl Caller {
     pub fn requester(&self, claimed: &str) -> String {
         match self {
             Self::Known { name, role } if *role != Some(Role::Capture) || claimed.is_empty() => name.to_string(),
-            _ => readable(claimed),
+            // Its length is for those to judge who take it.
+            _ => without_controls(claimed.chars()),
         }
     }
 }
@@ -107,9 +108,14 @@ fn name_of<'a>(name: &GeneralName<'a>) -> Option<&'a str> {
     }
 }
 
-/// The name as it may stand in a log line.
+/// The name as it may stand in a record.
 fn readable(name: &str) -> String {
-    name.chars().take(NAME_MAX_CHARS).map(|c| if c.is_control() { '?' } else { c }).collect()
+    without_controls(name.chars().take(NAME_MAX_CHARS))
+}
+
+/// What may stand in a log line.
+fn without_controls(text: impl Iterator<Item = char>) -> String {
+    text.map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// Who is behind a request; [`Caller::Anyone`] when nobody has looked.

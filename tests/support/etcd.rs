@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Etcd {
     folder: TempDir,
     ports: (u16, u16),
+    options: Vec<String>,
     process: Option<Child>,
     /// CA, certificate and key, when clients have to have a certificate.
     tls: Option<[PathBuf; 3]>,
@@ -30,17 +31,22 @@ fn free_ports() -> (u16, u16) {
 impl Etcd {
     /// Starts one, and waits until it answers.
     pub(crate) async fn start() -> Self {
-        let mut etcd = Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(), process: None, tls: None };
-        etcd.launch();
-        etcd.wait().await;
-        etcd
+        Self::start_with(&[]).await
+    }
+
+    /// Starts one with more options.
+    pub(crate) async fn start_with(options: &[&str]) -> Self {
+        Self::up(options.iter().map(|option| (*option).to_owned()).collect(), None).await
     }
 
     /// Starts one that speaks TLS and asks its clients for a certificate.
     #[allow(dead_code, reason = "for the tests of TLS")]
     pub(crate) async fn start_with_tls(ca: PathBuf, cert: PathBuf, key: PathBuf) -> Self {
-        let tls = Some([ca, cert, key]);
-        let mut etcd = Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(), process: None, tls };
+        Self::up(Vec::new(), Some([ca, cert, key])).await
+    }
+
+    async fn up(options: Vec<String>, tls: Option<[PathBuf; 3]>) -> Self {
+        let mut etcd = Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(), options, process: None, tls };
         etcd.launch();
         etcd.wait().await;
         etcd
@@ -61,6 +67,7 @@ impl Etcd {
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("default={peer}"), "--log-level", "error"])
+            .args(&self.options)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
@@ -72,7 +79,7 @@ impl Etcd {
     async fn wait(&self) {
         let answers = async {
             loop {
-                let options = self.options();
+                let options = self.client_options();
                 let asked = async { etcd_client::Client::connect([self.client_url()], options).await?.status().await };
                 if matches!(time::timeout(Duration::from_secs(1), asked).await, Ok(Ok(_))) {
                     return;
@@ -88,6 +95,12 @@ impl Etcd {
         format!("etcd://127.0.0.1:{}", self.ports.0)
     }
 
+    /// Where clients reach it.
+    #[allow(dead_code, reason = "not every test stands in between")]
+    pub(crate) fn client_port(&self) -> u16 {
+        self.ports.0
+    }
+
     /// The address as etcd's client takes it.
     pub(crate) fn client_url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
@@ -95,7 +108,7 @@ impl Etcd {
     }
 
     /// How etcd's client connects: with the certificate of the server itself.
-    fn options(&self) -> Option<etcd_client::ConnectOptions> {
+    fn client_options(&self) -> Option<etcd_client::ConnectOptions> {
         let [ca, cert, key] = self.tls.as_ref()?.each_ref().map(|path| fs::read(path).unwrap());
         let identity = etcd_client::Identity::from_pem(cert, key);
         let tls = etcd_client::TlsOptions::new().ca_certificate(etcd_client::Certificate::from_pem(ca));
