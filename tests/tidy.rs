@@ -19,24 +19,27 @@ const LAYERS: &[(&str, &[&str])] = &[
     // What touches the world, each part knowing nothing of the others.
     ("clock", &[]),
     ("telemetry", &[]),
-    ("store", &[]),
+    ("tls", &[]),
+    ("store", &["tls"]),
     ("pipeline", &["clock"]),
     ("verify", &["pipeline"]),
     // What people are shown.
     ("view", &[]),
     // Doors speak to a capture through `door`, never to the process behind it.
     ("door", &[]),
-    ("wire", &["door"]),
-    ("http", &["clock", "door", "view", "wire"]),
-    ("client", &["view", "wire"]),
+    ("wire", &["door", "tls"]),
+    ("http", &["clock", "door", "tls", "view", "wire"]),
+    // In front of both doors: who may come in.
+    ("listener", &["http", "tls", "view", "wire"]),
+    ("client", &["tls", "view", "wire"]),
     // The resource's stages are pure: whoever runs them brings the client.
     ("resource", &["view"]),
     ("reconcile", &["client", "clock", "resource", "view"]),
     // The process that wires all of it.
-    ("node", &["client", "clock", "store", "pipeline", "door", "wire", "http"]),
+    ("node", &["client", "clock", "store", "pipeline", "door", "wire", "http", "listener", "tls"]),
     // What people start.
     ("demo", &["client", "clock", "door", "node", "pipeline", "reconcile", "resource", "store", "verify", "view"]),
-    ("cli", &["client", "clock", "demo", "http", "node", "reconcile", "resource", "store", "view"]),
+    ("cli", &["client", "clock", "demo", "http", "node", "reconcile", "resource", "store", "tls", "view"]),
     ("main", &["cli"]),
 ];
 

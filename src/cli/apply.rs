@@ -85,9 +85,9 @@ pub(super) async fn run(args: ApplyArgs, common: &Common) -> Result<Exit, Failur
     Ok(left.unwrap_or_else(|| drains.iter().map(outcome).find(|exit| *exit != Exit::Done).unwrap_or(Exit::Done)))
 }
 
-/// Whether waiting longer brings nothing: a deadline that holds is for a person to decide.
+/// Whether waiting longer brings nothing: a deadline that holds is for a person to decide, certificates to mend.
 fn is_over(drain: &CaptureDrain) -> bool {
-    is_finished(drain) || is_drained(drain) || stalled(drain) == Some("DeadlineHeld")
+    is_finished(drain) || is_drained(drain) || matches!(stalled(drain), Some("DeadlineHeld" | "Unauthorized"))
 }
 
 fn phase(drain: &CaptureDrain) -> Option<String> {
@@ -123,6 +123,7 @@ fn outcome(drain: &CaptureDrain) -> Exit {
         (Some("DeadlineProceeded"), _) => Exit::Proceeded,
         (Some(_), _) => Exit::Refused,
         (None, Some("ClusterUnreachable")) => Exit::Unreachable,
+        (None, Some("Unauthorized")) => Exit::Unauthorised,
         (None, Some(_)) => Exit::Stalled,
     }
 }

@@ -195,6 +195,10 @@ async fn wait(client: &Client, capture: &CaptureId, epoch: DrainEpoch, common: &
         };
         let view = match view {
             Some(Ok(view)) => view,
+            Some(Err(error @ ClientError::Unauthorised(_))) => {
+                progress.finish();
+                return Err(error.into());
+            }
             Some(Err(error)) => {
                 let why = match error {
                     ClientError::Unreachable { reason, .. } => reason,

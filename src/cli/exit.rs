@@ -4,7 +4,7 @@ use std::{fmt, process::ExitCode};
 
 use capturedrain_core::model::{NameError, Refusal};
 
-use crate::{client::ClientError, node::NodeError, resource::ManifestError, store::StoreError};
+use crate::{client::ClientError, node::NodeError, resource::ManifestError, store::StoreError, tls::TlsError};
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,7 @@ pub(super) enum Exit {
     Stalled = 7,
     Withdrawn = 8,
     TargetGone = 9,
+    Unauthorised = 10,
     DataProofFailed = 11,
     Environment = 12,
     Interrupted = 130,
@@ -57,7 +58,14 @@ impl Failure {
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let exit = match &error {
-            ClientError::Usage(_) => Exit::Usage,
+            error if error.is_unauthorised() => Exit::Unauthorised,
+            // What is left of distrust: one speaks TLS, and the other does not.
+            ClientError::Usage(_)
+            | ClientError::Mixed(_)
+            | ClientError::SpeaksTls(_)
+            | ClientError::Distrust { .. }
+            | ClientError::Unauthorised(_) => Exit::Usage,
+            ClientError::Tls(_) => Exit::Environment,
             ClientError::Unreachable { .. } => Exit::Unreachable,
             ClientError::Refused(refusal) => of_refusal(refusal),
             ClientError::Invalid { reason, .. } => match reason.as_str() {
@@ -86,10 +94,12 @@ fn of_refusal(refusal: &Refusal) -> Exit {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let exit = match &error {
-            StoreError::Url(_) => Exit::Usage,
+            StoreError::Url(_) | StoreError::NoTls(_) => Exit::Usage,
             StoreError::Unreachable { .. } => Exit::Unreachable,
             StoreError::Rejected(_) => Exit::Internal,
-            StoreError::InUse(_) | StoreError::Damaged { .. } | StoreError::Io { .. } => Exit::Environment,
+            StoreError::Tls(_) | StoreError::InUse(_) | StoreError::Damaged { .. } | StoreError::Io { .. } => {
+                Exit::Environment
+            }
         };
         Self::new(exit, error)
     }
@@ -98,7 +108,9 @@ impl From<StoreError> for Failure {
 impl From<NodeError> for Failure {
     fn from(error: NodeError) -> Self {
         let exit = match &error {
-            NodeError::Listen { .. } | NodeError::Serve { .. } | NodeError::Value(_) => Exit::Environment,
+            NodeError::Listen { .. } | NodeError::Serve { .. } | NodeError::Value(_) | NodeError::Tls(_) => {
+                Exit::Environment
+            }
             NodeError::Name(_) => Exit::Usage,
             NodeError::Task(_) => Exit::Internal,
         };
@@ -109,6 +121,12 @@ impl From<NodeError> for Failure {
 impl From<ManifestError> for Failure {
     fn from(error: ManifestError) -> Self {
         Self::usage(error)
+    }
+}
+
+impl From<TlsError> for Failure {
+    fn from(error: TlsError) -> Self {
+        Self::environment(error)
     }
 }
 

@@ -9,6 +9,7 @@ mod progress;
 mod server;
 mod show;
 mod table;
+mod tls;
 mod value;
 
 use std::{fmt::Write as _, io::Write as _, process::ExitCode};
@@ -17,7 +18,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use self::exit::{Exit, Failure};
-use crate::{client::Client, telemetry};
+use crate::{client::Client, telemetry, tls::Current};
 
 /// Takes captures out of a change-data-capture cluster without hurting anyone.
 #[derive(Debug, Parser)]
@@ -40,9 +41,11 @@ pub(super) struct Common {
         env = "CAPTUREDRAIN_SERVER",
         value_name = "URL[,URL…]",
         value_delimiter = ',',
-        default_value = "http://127.0.0.1:8300"
+        default_value = "127.0.0.1:8300"
     )]
     server: Vec<String>,
+    #[command(flatten)]
+    tls: tls::TlsArgs,
     /// How results are printed
     #[arg(long, short, global = true, env = "CAPTUREDRAIN_OUTPUT", value_enum, default_value_t = Format::Table)]
     output: Format,
@@ -94,7 +97,8 @@ enum Command {
 
 impl Common {
     fn client(&self) -> Result<Client, Failure> {
-        Ok(Client::new(&self.server)?)
+        let credentials = self.tls.files()?.map(|files| Current::fixed(&files)).transpose()?;
+        Ok(Client::with_credentials(&self.server, credentials)?)
     }
 
     /// Prints a result: as JSON, or as `people` have it.
@@ -137,8 +141,7 @@ fn say(sentence: &str) {
 
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
-    // Fails only when one is installed already, which is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crate::tls::install_provider();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -177,7 +180,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
 
 async fn dispatch(command: Command, common: &Common) -> Result<Exit, Failure> {
     match command {
-        Command::Server(args) => server::run(*args).await,
+        Command::Server(args) => server::run(*args, common).await,
         Command::Drain(args) => drain::drain(args, common).await,
         Command::Cancel(args) => drain::cancel(args, common).await,
         Command::Release(args) => drain::release(args, common).await,

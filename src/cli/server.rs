@@ -6,7 +6,9 @@ use capturedrain_core::model::{CaptureId, Options};
 use clap::Args;
 
 use super::{
+    Common,
     exit::{Exit, Failure},
+    tls::EtcdArgs,
     value,
 };
 use crate::{
@@ -50,6 +52,8 @@ pub(super) struct ServerArgs {
     /// How long SIGTERM waits for this capture to be drained
     #[arg(long, env = "CAPTUREDRAIN_SHUTDOWN_TIMEOUT", default_value = "10m", value_parser = value::duration)]
     shutdown_timeout: Duration,
+    #[command(flatten)]
+    etcd: EtcdArgs,
     #[command(flatten)]
     tuning: Tuning,
 }
@@ -110,12 +114,17 @@ impl Tuning {
     }
 }
 
-pub(super) async fn run(args: ServerArgs) -> Result<Exit, Failure> {
+pub(super) async fn run(args: ServerArgs, common: &Common) -> Result<Exit, Failure> {
     let options = args.tuning.options()?;
-    if !args.addr.ip().is_loopback() && !args.insecure {
+    let tls = common.tls.files()?;
+    if tls.as_ref().is_some_and(|files| files.identity.is_none()) {
+        return Err(Failure::usage("a server that is given --tls-ca needs --tls-cert and --tls-key, too"));
+    }
+    if tls.is_none() && !args.addr.ip().is_loopback() && !args.insecure {
         let addr = args.addr;
         return Err(Failure::usage(format!(
-            "{addr} is not a loopback address, and nothing is encrypted there: add --insecure if that is meant"
+            "{addr} is not a loopback address, and nothing is encrypted there: give --tls-ca, --tls-cert and --tls-key, \
+             or add --insecure if that is meant"
         )));
     }
     if args.addr.ip().is_unspecified() && args.advertise_addr.is_none() {
@@ -131,7 +140,7 @@ pub(super) async fn run(args: ServerArgs) -> Result<Exit, Failure> {
     if args.captures == 1 && args.store.starts_with("embedded:") {
         tracing::warn!("one capture on an embedded store has no peer: a drain of it has nowhere to go");
     }
-    let store = AnyStore::open(&args.store, args.cluster.as_str()).await?;
+    let store = AnyStore::open_with(&args.store, args.cluster.as_str(), args.etcd.files()?).await?;
     let config = ServeConfig {
         cluster: args.cluster.as_str().into(),
         id: args.id,
@@ -143,6 +152,7 @@ pub(super) async fn run(args: ServerArgs) -> Result<Exit, Failure> {
         labels: args.labels.into_iter().collect::<BTreeMap<_, _>>(),
         options,
         shutdown_timeout: args.shutdown_timeout,
+        tls,
     };
     Ok(match serve(config, store).await? {
         Ending::Done => Exit::Done,

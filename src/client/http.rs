@@ -8,10 +8,13 @@ use tokio::time::{self, Instant};
 
 use super::{CONNECT_TIMEOUT, Client, ClientError, PATIENCE, RETRY};
 use crate::{
+    tls::distrust,
     view::{ChangefeedView, CreatedChangefeed, Deleted, ErrorView, List, NewChangefeed},
     wire::{cause, refusal},
 };
 
+/// What a server says in the clear that speaks TLS.
+const TLS_REQUIRED: &str = "TLS_REQUIRED";
 const NOTHING: Option<&()> = None;
 
 /// A call that was refused.
@@ -45,10 +48,13 @@ impl Client {
         body: Option<&B>,
     ) -> Result<(T, bool), Refused> {
         let until = Instant::now() + PATIENCE;
+        let mut distrusted = 0;
         let mut reason = String::new();
         let mut maybe_done = false;
-        for server in self.servers.all().into_iter().cycle() {
-            let mut call = self.http.request(method.clone(), format!("http://{server}/api/v2/{path}"));
+        let servers = self.servers.all();
+        for server in servers.iter().cycle() {
+            let url = self.dialer.url(server, &format!("/api/v2/{path}"));
+            let mut call = self.dialer.http().request(method.clone(), url);
             // What changes something may have to ask the source first.
             let reads = method == Method::GET;
             call = call.timeout(if reads { self.attempt_timeout() } else { PATIENCE + CONNECT_TIMEOUT });
@@ -59,6 +65,14 @@ impl Client {
                 Err(error) => {
                     maybe_done |= !error.is_connect();
                     reason = format!("{server}: {}", cause(&error));
+                    if let Some(why) = distrust(&error) {
+                        distrusted += 1;
+                        let error = ClientError::Distrust { server: server.clone(), why };
+                        if distrusted >= servers.len() {
+                            return Err(Refused { error, maybe_done });
+                        }
+                        reason = error.to_string();
+                    }
                 }
                 Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => {
                     maybe_done = true;
@@ -70,7 +84,7 @@ impl Client {
                     let answered = answer.json().await.map_err(|why| Refused { error: error(why), maybe_done });
                     return Ok((answered?, maybe_done));
                 }
-                Ok(answer) => return Err(Refused { error: refused(answer).await, maybe_done }),
+                Ok(answer) => return Err(Refused { error: refused(server, answer).await, maybe_done }),
             }
             if Instant::now() + RETRY >= until {
                 break;
@@ -78,6 +92,13 @@ impl Client {
             time::sleep(RETRY).await;
         }
         Err(Refused { error: self.unreachable(reason), maybe_done })
+    }
+
+    /// Whether a server that does not understand this client speaks TLS.
+    pub(super) async fn speaks_tls(&self, server: &str) -> bool {
+        let asked = self.dialer.http().get(self.dialer.url(server, "/healthz")).timeout(CONNECT_TIMEOUT);
+        let Ok(answer) = asked.send().await else { return false };
+        answer.json::<ErrorView>().await.is_ok_and(|error| error.reason == TLS_REQUIRED)
     }
 
     /// Creates a changefeed.
@@ -151,9 +172,13 @@ fn is_wished(new: &NewChangefeed, there: &ChangefeedView) -> bool {
     same && new.start_ts.is_none_or(|start_ts| start_ts == 0 || start_ts == there.start_ts)
 }
 
-async fn refused(answer: reqwest::Response) -> ClientError {
+async fn refused(server: &str, answer: reqwest::Response) -> ClientError {
     let status = answer.status();
     match answer.json::<ErrorView>().await {
+        Ok(error) if error.reason == TLS_REQUIRED => ClientError::SpeaksTls(server.to_owned()),
+        Ok(error) if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+            ClientError::Unauthorised(error.error_msg)
+        }
         Ok(error) => match refusal::rebuild(&error.reason, |name| error.facts.get(name).cloned()) {
             Some(refusal) => refusal.into(),
             None => ClientError::Invalid { reason: error.reason, message: error.error_msg },

@@ -9,13 +9,11 @@ use std::{future::Future, time::Duration};
 
 use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, NodeEpoch, Refusal, WorkCount};
 use tokio::time::{self, Instant};
-use tonic::{
-    Code, Response, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Response, Status, transport::Channel};
 
 use self::known::Known;
 use crate::{
+    tls::{Current, Dialer, Distrust, Files, TlsError, distrust},
     view::{CaptureView, DrainEndView},
     wire::{cause, encode_drain, pb, refusal},
 };
@@ -39,8 +37,28 @@ type Drains = pb::drain_service_client::DrainServiceClient<Channel>;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
     /// The address of a server makes no sense.
-    #[error("\"{0}\" is not a server: use http://HOST:PORT")]
+    #[error("\"{0}\" is not a server: use http://HOST:PORT, or https://HOST:PORT with TLS")]
     Usage(String),
+    /// The addresses do not fit each other, or the TLS files.
+    #[error("servers in the clear and over TLS cannot be mixed: make all https://{0}")]
+    Mixed(&'static str),
+    /// The own TLS files are no good.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A server and this client do not trust each other.
+    #[error("{server} is not spoken to: {why}")]
+    Distrust {
+        /// `host:port`
+        server: String,
+        /// Why.
+        why: Distrust,
+    },
+    /// The server speaks TLS, and this client does not.
+    #[error("{0} speaks TLS: use https://{0}, with --tls-ca for its CA")]
+    SpeaksTls(String),
+    /// The caller is nobody, or may not do this.
+    #[error("not authorised: {0}")]
+    Unauthorised(String),
     /// No server answers, or none has a coordinator to ask.
     #[error("no answer from {servers}: {reason}; is a capture running there? (--server says where to ask)")]
     Unreachable {
@@ -65,11 +83,22 @@ pub enum ClientError {
     Protocol(String),
 }
 
+impl ClientError {
+    /// Whether caller and server do not trust each other, or the caller may not do this.
+    pub fn is_unauthorised(&self) -> bool {
+        match self {
+            Self::Unauthorised(_) => true,
+            Self::Distrust { why, .. } => *why != Distrust::NoTls,
+            _ => false,
+        }
+    }
+}
+
 /// A way to a cluster.
 #[derive(Debug, Clone)]
 pub struct Client {
     servers: Known,
-    http: reqwest::Client,
+    dialer: Dialer,
 }
 
 /// What came of one attempt.
@@ -78,6 +107,8 @@ enum Attempt {
     Follow(String),
     /// Ask another, later.
     Later(String),
+    /// This one is not to be spoken to; another might be.
+    Distrusted(ClientError),
     /// There is no point in asking again.
     Never(ClientError),
 }
@@ -88,11 +119,33 @@ impl Client {
     /// # Errors
     /// When an address makes no sense.
     pub fn new(servers: &[String]) -> Result<Self, ClientError> {
+        Self::with_credentials(servers, None)
+    }
+
+    /// The same with credentials, `https://HOST:PORT` or `HOST:PORT` each. Without them `https://` goes, too: the
+    /// system says then who is believed.
+    ///
+    /// # Errors
+    /// When an address makes no sense or is `http://`, or the system believes nobody.
+    pub fn with_credentials(servers: &[String], credentials: Option<Current>) -> Result<Self, ClientError> {
         let servers: Vec<_> = servers.iter().map(|server| address(server)).collect::<Result<_, _>>()?;
         if servers.is_empty() {
             return Err(ClientError::Usage(String::new()));
         }
-        Ok(Self { servers: Known::new(servers), http: reqwest::Client::new() })
+        let secure = credentials.is_some() || servers.iter().any(|(scheme, _)| *scheme == Scheme::Https);
+        if secure && servers.iter().any(|(scheme, _)| *scheme == Scheme::Http) {
+            return Err(ClientError::Mixed(if credentials.is_some() { ", since there are TLS files" } else { "" }));
+        }
+        let dialer = match credentials {
+            None if secure => Dialer::secure(Current::fixed(&Files::default())?),
+            credentials => Dialer::with(credentials)?,
+        };
+        Ok(Self { servers: Known::new(servers.into_iter().map(|(_, addr)| addr).collect()), dialer })
+    }
+
+    /// A capture's own way to its cluster, by a `host:port`.
+    pub(crate) fn of_capture(addr: String, dialer: Dialer) -> Self {
+        Self { servers: Known::new(vec![addr]), dialer }
     }
 
     fn unreachable(&self, reason: String) -> ClientError {
@@ -103,12 +156,27 @@ impl Client {
         if self.servers.all().len() > 1 { HEDGED_TIMEOUT } else { CALL_TIMEOUT }
     }
 
-    async fn connect(&self, addr: &str) -> Result<Drains, String> {
-        let endpoint = Endpoint::from_shared(format!("http://{addr}")).map_err(|error| error.to_string())?;
-        let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).http2_keep_alive_interval(CONNECT_TIMEOUT);
-        let endpoint = endpoint.keep_alive_timeout(CONNECT_TIMEOUT);
-        let channel = endpoint.connect().await.map_err(|error| cause(&error))?;
+    async fn connect(&self, addr: &str) -> Result<Drains, Attempt> {
+        let failed = |error: tonic::transport::Error| match distrust(&error) {
+            Some(why) => Attempt::Distrusted(ClientError::Distrust { server: addr.to_owned(), why }),
+            None => Attempt::Later(format!("{addr}: {}", cause(&error))),
+        };
+        let endpoint = self.dialer.endpoint(addr).map_err(failed)?.http2_keep_alive_interval(CONNECT_TIMEOUT);
+        let channel = endpoint.keep_alive_timeout(CONNECT_TIMEOUT).connect().await.map_err(failed)?;
         Ok(Drains::new(channel).max_decoding_message_size(64 << 20))
+    }
+
+    /// What to make of an error of a call to a server.
+    async fn judge(&self, addr: &str, status: &Status) -> Attempt {
+        if let Some(why) = distrust(status) {
+            return Attempt::Distrusted(ClientError::Distrust { server: addr.to_owned(), why });
+        }
+        // TLS looks like nonsense over HTTP/2; over HTTP/1 the server says it in so many words.
+        let is_nonsense = !self.dialer.is_secure() && std::error::Error::source(status).is_some();
+        if is_nonsense && self.speaks_tls(addr).await {
+            return Attempt::Distrusted(ClientError::SpeaksTls(addr.to_owned()));
+        }
+        judge(status)
     }
 
     /// Makes a call of the coordinator, wherever it is.
@@ -118,20 +186,29 @@ impl Client {
     {
         let until = Instant::now() + PATIENCE;
         let mut follow = None;
+        let mut distrusted = 0;
         let mut reason = String::new();
-        for server in self.servers.all().into_iter().cycle() {
-            let addr: String = follow.take().unwrap_or(server);
+        let servers = self.servers.all();
+        for server in servers.iter().cycle() {
+            let addr: String = follow.take().unwrap_or_else(|| server.clone());
             let attempt = match self.connect(&addr).await {
-                Err(why) => Attempt::Later(format!("{addr}: {why}")),
+                Err(attempt) => attempt,
                 Ok(drains) => match time::timeout(self.attempt_timeout(), make(drains)).await {
                     Ok(Ok(answer)) => return Ok(answer.into_inner()),
-                    Ok(Err(status)) => judge(&status),
+                    Ok(Err(status)) => self.judge(&addr, &status).await,
                     Err(_) => Attempt::Later(format!("{addr} took too long")),
                 },
             };
             match attempt {
                 Attempt::Follow(addr) => follow = Some(addr),
                 Attempt::Later(why) => reason = why,
+                Attempt::Distrusted(error) => {
+                    distrusted += 1;
+                    if distrusted >= servers.len() {
+                        return Err(error);
+                    }
+                    reason = error.to_string();
+                }
                 Attempt::Never(error) => return Err(error),
             }
             if Instant::now() + RETRY >= until {
@@ -262,6 +339,9 @@ fn judge(status: &Status) -> Attempt {
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
                 Attempt::Later(status.message().to_owned())
             }
+            Code::Unauthenticated | Code::PermissionDenied => {
+                Attempt::Never(ClientError::Unauthorised(status.message().to_owned()))
+            }
             Code::InvalidArgument => {
                 let message = status.message().to_owned();
                 Attempt::Never(ClientError::Invalid { reason: String::new(), message })
@@ -271,13 +351,29 @@ fn judge(status: &Status) -> Attempt {
     }
 }
 
-/// `host:port` of a server's URL.
-fn address(server: &str) -> Result<String, ClientError> {
+/// How a server's URL begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scheme {
+    /// Not at all: the TLS files decide.
+    Unsaid,
+    Http,
+    Https,
+}
+
+/// Scheme and `host:port` of a server's URL.
+fn address(server: &str) -> Result<(Scheme, String), ClientError> {
     let usage = || ClientError::Usage(server.to_owned());
-    let full = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
+    let said = server.contains("://");
+    let full = if said { server.to_owned() } else { format!("http://{server}") };
     let url = url::Url::parse(&full).map_err(|_| usage())?;
-    match (url.scheme(), url.host_str(), url.port_or_known_default(), url.path()) {
-        ("http", Some(host), Some(port), "" | "/") => Ok(format!("{host}:{port}")),
+    let scheme = match url.scheme() {
+        "http" if said => Scheme::Http,
+        "http" => Scheme::Unsaid,
+        "https" => Scheme::Https,
+        _ => return Err(usage()),
+    };
+    match (url.host_str(), url.port_or_known_default(), url.path()) {
+        (Some(host), Some(port), "" | "/") => Ok((scheme, format!("{host}:{port}"))),
         _ => Err(usage()),
     }
 }
@@ -288,12 +384,27 @@ mod tests {
 
     #[test]
     fn a_server_is_a_host_and_a_port() {
-        for good in ["http://h:1", "h:1", "http://h:1/"] {
-            assert_eq!(address(good), Ok("h:1".to_owned()), "{good}");
+        for (good, scheme) in [
+            ("http://h:1", Scheme::Http),
+            ("h:1", Scheme::Unsaid),
+            ("http://h:1/", Scheme::Http),
+            ("https://h:1", Scheme::Https),
+        ] {
+            assert_eq!(address(good), Ok((scheme, "h:1".to_owned())), "{good}");
         }
-        assert_eq!(address("[::1]:8300"), Ok("[::1]:8300".to_owned()));
+        assert_eq!(address("[::1]:8300"), Ok((Scheme::Unsaid, "[::1]:8300".to_owned())));
         for bad in ["", "etcd://h:1", "http://h:1/path", "http://"] {
             assert!(address(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn all_servers_are_in_the_clear_or_all_over_tls() {
+        let made = |servers: &[&str]| {
+            let servers: Vec<_> = servers.iter().map(ToString::to_string).collect();
+            Client::new(&servers).map(|client| client.dialer.url("h:1", "/x"))
+        };
+        assert_eq!(made(&["http://h:1", "h:2"]), Ok("http://h:1/x".to_owned()));
+        assert_eq!(made(&["http://h:1", "https://h:2"]), Err(ClientError::Mixed("")));
     }
 }

@@ -6,7 +6,7 @@ use futures::{Stream, stream};
 use tokio::time::{self, Instant};
 use tonic::{Status, Streaming};
 
-use super::{Attempt, Client, ClientError, ClusterView, Drains, RETRY, judge};
+use super::{Attempt, Client, ClientError, ClusterView, Drains, RETRY};
 use crate::wire::{pb, refusal};
 
 /// How long nobody at all may answer before the following ends: longer than a rolled cluster is away.
@@ -20,7 +20,8 @@ struct Following {
     /// Which server is asked next.
     next: usize,
     follow: Option<String>,
-    stream: Option<Streaming<pb::WatchDrainResponse>>,
+    /// Who is heard, and what he says.
+    stream: Option<(String, Streaming<pb::WatchDrainResponse>)>,
     /// Whether the loss of the coordinator was told since the last view.
     told: bool,
 }
@@ -77,6 +78,13 @@ impl Following {
                         return Some(Err(self.client.unreachable(reason)));
                     }
                 }
+                Attempt::Distrusted(error) => {
+                    time::sleep(RETRY).await;
+                    if !self.told {
+                        self.told = true;
+                        return Some(Err(error));
+                    }
+                }
                 Attempt::Never(error) => {
                     time::sleep(RETRY).await;
                     return Some(Err(error));
@@ -92,26 +100,31 @@ impl Following {
                 self.next += 1;
                 servers[(self.next - 1) % servers.len()].clone()
             });
-            let connected = self.client.connect(&addr).await;
-            let mut drains: Drains = connected.map_err(|why| Attempt::Later(format!("{addr}: {why}")))?;
+            let mut drains: Drains = self.client.connect(&addr).await?;
             let opening = drains.watch_drain(pb::WatchDrainRequest {});
             let opened = time::timeout(self.client.attempt_timeout(), opening).await;
             let opened = opened.map_err(|_| Attempt::Later(format!("{addr} took too long")))?;
-            self.stream = Some(opened.map_err(|status| self.judge(&status))?.into_inner());
+            match opened {
+                Ok(opened) => self.stream = Some((addr, opened.into_inner())),
+                Err(status) => return Err(self.judge(&addr, &status).await),
+            }
         }
-        let Some(stream) = &mut self.stream else { return Err(Attempt::Later(String::new())) };
+        let Some((addr, stream)) = &mut self.stream else { return Err(Attempt::Later(String::new())) };
         match stream.message().await {
             Ok(Some(message)) => Ok(message.view.unwrap_or_default()),
             Ok(None) => Err(Attempt::Later("the coordinator has ended".to_owned())),
-            Err(status) => Err(self.judge(&status)),
+            Err(status) => {
+                let addr = addr.clone();
+                Err(self.judge(&addr, &status).await)
+            }
         }
     }
 
-    fn judge(&mut self, status: &Status) -> Attempt {
+    async fn judge(&mut self, addr: &str, status: &Status) -> Attempt {
         // A refusal comes from a capture; everything else may come from the wire.
         if refusal::from_status(status).is_some() {
             self.heard_at = Instant::now();
         }
-        judge(status)
+        self.client.judge(addr, status).await
     }
 }

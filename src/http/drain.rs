@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     clock::wall,
+    tls::Caller,
     view::{DrainAccepted, DrainEndView, DrainView, Empty, ErrorView, List, liveness_name},
 };
 
@@ -44,8 +45,8 @@ pub(super) struct StartQuery {
 }
 
 impl StartQuery {
-    fn request(self, id: &str) -> Result<DrainRequest, HttpError> {
-        let requester = self.requester.unwrap_or_else(|| REQUESTER.to_owned());
+    fn request(self, id: &str, caller: &Caller) -> Result<DrainRequest, HttpError> {
+        let requester = caller.requester(self.requester.as_deref().unwrap_or(REQUESTER));
         let mut request = DrainRequest::new(CaptureId::new(id)?, requester);
         let node_epoch = self.node_epoch.map(|epoch| epoch.parse()).transpose();
         request.node_epoch =
@@ -81,9 +82,10 @@ impl StartQuery {
 pub(super) async fn start(
     State(hall): State<Hall>,
     Name(id): Name,
+    caller: Caller,
     Params(query): Params<StartQuery>,
 ) -> Result<(StatusCode, Json<DrainAccepted>), HttpError> {
-    let answer = hall.door.ask(Request::Drain(query.request(&id)?)).await?;
+    let answer = hall.door.ask(Request::Drain(query.request(&id, &caller)?)).await?;
     let (status, current, epoch, destinations) = match answer {
         Answer::Draining { epoch, current } => (StatusCode::ACCEPTED, current, Some(epoch), Vec::new()),
         // 200 says that the capture may go, which a dry run does not.
@@ -166,9 +168,10 @@ pub(super) struct CancelQuery {
 pub(super) async fn cancel(
     State(hall): State<Hall>,
     Name(id): Name,
+    caller: Caller,
     Params(query): Params<CancelQuery>,
 ) -> Result<Json<Empty>, HttpError> {
-    let requester = query.requester.unwrap_or_else(|| REQUESTER.to_owned());
+    let requester = caller.requester(query.requester.as_deref().unwrap_or(REQUESTER));
     check_requester(&requester)?;
     let epoch = query.drain_epoch.map(DrainEpoch);
     hall.door.ask(Request::Cancel { capture: CaptureId::new(&id)?, epoch, requester }).await?;

@@ -22,10 +22,10 @@ use utoipa_axum::{
 };
 
 pub use self::openapi::document;
-use crate::door::Door;
+use crate::{door::Door, tls::Dialer};
 
 /// Longest body of a request, in bytes.
-const BODY_MAX_BYTES: usize = 64 << 10;
+pub(crate) const BODY_MAX_BYTES: usize = 64 << 10;
 
 /// Why a changefeed could not be run: a stable word, and a sentence.
 pub type ProbeError = (&'static str, String);
@@ -42,12 +42,12 @@ pub type Probe = Arc<
 struct Hall {
     door: Door,
     probe: Probe,
-    client: reqwest::Client,
+    dialer: Dialer,
 }
 
 /// The HTTP API of a capture.
-pub fn router(door: Door, probe: Probe) -> Router {
-    let hall = Hall { door, probe, client: reqwest::Client::new() };
+pub fn router(door: Door, probe: Probe, dialer: Dialer) -> Router {
+    let hall = Hall { door, probe, dialer };
     let forwarded = middleware::from_fn_with_state(hall.clone(), forward::to_coordinator);
     let router: Router<Hall> = routes(|methods| methods.route_layer(forwarded.clone())).into();
     router

@@ -20,7 +20,10 @@ use super::{
     extract::Body,
     openapi::{Bodied, Forwarded},
 };
-use crate::view::{CaptureBrief, ClusterCapture, ErrorView, ServerStatus, TableCount};
+use crate::{
+    tls::Caller,
+    view::{CaptureBrief, ClusterCapture, ErrorView, ServerStatus, TableCount},
+};
 
 /// Who asks.
 const REQUESTER: &str = "http v1";
@@ -56,10 +59,12 @@ pub(super) struct Target {
 )]
 pub(super) async fn drain(
     State(hall): State<Hall>,
+    caller: Caller,
     Body(target): Body<Target>,
 ) -> Result<(StatusCode, Json<TableCount>), HttpError> {
     let capture = CaptureId::new(&target.capture_id)?;
-    let answer = hall.door.ask(Request::Drain(DrainRequest::new(capture.clone(), REQUESTER))).await;
+    let request = DrainRequest::new(capture.clone(), caller.requester(REQUESTER));
+    let answer = hall.door.ask(Request::Drain(request)).await;
     let snapshot = hall.door.snapshots.borrow().clone();
     let current_table_count = count(answer, &capture, &snapshot)?;
     Ok((StatusCode::ACCEPTED, Json(TableCount { current_table_count })))

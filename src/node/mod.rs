@@ -21,7 +21,16 @@ pub use serve::{Ending, ServeConfig, serve};
 pub use shutdown::Farewell;
 
 use self::driver::{Driver, Order, Tasks};
-use crate::{door::Door, http::ProbeError, pipeline::Pipeline, store::AnyStore, wire::Peers};
+use crate::{
+    client::Client,
+    door::Door,
+    http::ProbeError,
+    listener::{Limits, Listener},
+    pipeline::Pipeline,
+    store::AnyStore,
+    tls::{Current, Dialer, TlsError},
+    wire::Peers,
+};
 
 /// How many calls may wait for the core.
 const CALLS_MAX: usize = 1024;
@@ -51,6 +60,9 @@ pub enum NodeError {
         /// Why.
         source: std::io::Error,
     },
+    /// It cannot say who it is.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A part of it panicked.
     #[error("a task of the capture ended unexpectedly: {0}")]
     Task(#[from] tokio::task::JoinError),
@@ -69,14 +81,25 @@ pub struct NodeConfig {
     pub store: AnyStore,
 }
 
+/// How a capture deals with others: who it says it is, and what it lets them use up.
+#[derive(Debug, Clone, Default)]
+pub struct Manners {
+    /// `None`: everything in the clear.
+    pub credentials: Option<Current>,
+    /// What callers may use up.
+    pub limits: Limits,
+}
+
 /// A running capture.
 #[derive(Debug)]
 pub struct Node {
     door: Door,
     addr: SocketAddr,
+    /// A way to the cluster, by this capture.
+    client: Client,
     orders: mpsc::Sender<Order>,
     driver: JoinHandle<Result<(), ValueError>>,
-    server: JoinHandle<Result<(), std::io::Error>>,
+    listener: Listener,
 }
 
 /// Takes an address to listen on.
@@ -94,23 +117,38 @@ async fn probe(config: ChangefeedConfig, start_ts: Option<CommitTs>) -> Result<(
     Ok((found.start_ts, found.warnings))
 }
 
+/// Where a capture reaches itself: over TLS by the name that its certificate has.
+fn own_addr(dialer: &Dialer, addr: SocketAddr, identity: &Registration) -> String {
+    if dialer.is_secure() { identity.advertise_addr.to_string() } else { addr.to_string() }
+}
+
 impl Node {
-    /// Starts a capture behind a listener.
+    /// Starts a capture behind a listener, everything in the clear.
     ///
     /// # Errors
     /// When the listener has no address.
     pub fn start(config: NodeConfig, listener: TcpListener) -> Result<Self, NodeError> {
+        Self::start_with(config, Manners::default(), listener)
+    }
+
+    /// Starts a capture behind a listener.
+    ///
+    /// # Errors
+    /// When the listener has no address, or the credentials are no good for a server.
+    pub fn start_with(config: NodeConfig, manners: Manners, listener: TcpListener) -> Result<Self, NodeError> {
         let addr = listener.local_addr().map_err(|source| NodeError::Listen { addr: String::new(), source })?;
         let (calls, call_inbox) = mpsc::channel(CALLS_MAX);
         let (work_events, work) = mpsc::channel(driver::EVENTS_MAX);
         let (orders, order_inbox) = mpsc::channel(4);
         let (snapshots, latest) = watch::channel(Arc::new(Snapshot::default()));
+        let dialer = Dialer::with(manners.credentials.clone())?;
+        let client = Client::of_capture(own_addr(&dialer, addr, &config.identity), dialer.clone());
         let door = Door { cluster: config.cluster, capture: config.identity.id.clone(), calls, snapshots: latest };
         let driver = Driver {
             lease_ttl: config.options.lease,
             process: Process::new(config.identity, config.options),
             store: config.store,
-            peers: Peers::new(),
+            peers: Peers::new(dialer.clone()),
             pipeline: Pipeline::new(work_events),
             calls: call_inbox,
             work,
@@ -119,9 +157,9 @@ impl Node {
             tasks: Tasks::new(),
         };
         let probe: crate::http::Probe = Arc::new(|config, start_ts| Box::pin(probe(config, start_ts)));
-        let doors = crate::wire::router(door.clone()).merge(crate::http::router(door.clone(), probe));
-        let server = tokio::spawn(async move { axum::serve(listener, doors).await });
-        Ok(Self { door, addr, orders, driver: tokio::spawn(driver.run()), server })
+        let doors = crate::wire::router(door.clone()).merge(crate::http::router(door.clone(), probe, dialer));
+        let listener = Listener::start(listener, doors, manners.credentials, manners.limits)?;
+        Ok(Self { door, addr, client, orders, driver: tokio::spawn(driver.run()), listener })
     }
 
     /// The way to ask it.
@@ -141,26 +179,25 @@ impl Node {
     pub async fn ended(&mut self) -> Result<(), NodeError> {
         tokio::select! {
             outcome = &mut self.driver => Ok(outcome??),
-            outcome = &mut self.server => outcome?.map_err(|source| NodeError::Serve { addr: self.addr, source }),
+            outcome = self.listener.ended() => outcome?.map_err(|source| NodeError::Serve { addr: self.addr, source }),
         }
     }
 
     /// Drains it, as long as that may take, and ends it: what SIGTERM does.
     pub async fn shut_down(self, timeout: Duration) -> Farewell {
         let _ = self.orders.send(Order::Terminate).await;
-        let farewell = shutdown::drain_self(&self.door, self.addr, timeout).await;
+        let farewell = shutdown::drain_self(&self.door, &self.client, timeout).await;
         let _ = self.orders.send(Order::Leave).await;
         let _ = self.driver.await;
-        self.server.abort();
+        self.listener.end().await;
         farewell
     }
 
     /// Ends it at once, nothing flushed and no lease given back: what a kill does.
     pub async fn kill(self) {
         self.driver.abort();
-        self.server.abort();
         // Both have to be gone before anybody counts on it.
+        self.listener.cut().await;
         let _ = self.driver.await;
-        let _ = self.server.await;
     }
 }

@@ -6,8 +6,11 @@ use capturedrain_core::model::{CaptureId, NodeEpoch, Options, PROTOCOL, Registra
 use futures::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Farewell, Node, NodeConfig, NodeError, listen};
-use crate::store::AnyStore;
+use super::{Farewell, Manners, Node, NodeConfig, NodeError, listen};
+use crate::{
+    store::AnyStore,
+    tls::{Credentials, Current, Files},
+};
 
 /// What a server is told.
 #[derive(Debug, Clone)]
@@ -33,6 +36,8 @@ pub struct ServeConfig {
     pub options: Options,
     /// How long SIGTERM waits for the drain.
     pub shutdown_timeout: Duration,
+    /// Where the credentials are; `None`: everything in the clear.
+    pub tls: Option<Files>,
 }
 
 /// How a capture presents itself.
@@ -105,6 +110,11 @@ pub enum Ending {
     Terminated,
 }
 
+/// The host of a `host:port`.
+fn host(addr: &str) -> &str {
+    addr.rsplit_once(':').map_or(addr, |(host, _)| host)
+}
+
 /// Runs captures until SIGTERM or SIGINT; then has them drained, and ends.
 ///
 /// A second signal ends at once. With all captures of a cluster in one process there is nobody who could take the work,
@@ -113,8 +123,15 @@ pub enum Ending {
 /// # Errors
 /// When one cannot be started, or cannot go on.
 pub async fn serve(config: ServeConfig, store: AnyStore) -> Result<Ending, NodeError> {
+    let identities = config.identities()?;
+    let hosts: Vec<_> = identities.iter().map(|(identity, _)| host(&identity.advertise_addr).to_owned()).collect();
+    let check = Arc::new(move |new: &Credentials| hosts.iter().try_for_each(|host| new.check_capture(host)));
+    let credentials = config.tls.clone().map(|files| Current::follow(files, check)).transpose()?;
+    if credentials.as_ref().is_some_and(|current| !current.get().is_mutual()) {
+        tracing::warn!("without --tls-ca nobody is asked who he is: whoever reaches this port may drain");
+    }
     let mut nodes = Vec::new();
-    for (mut identity, addr) in config.identities()? {
+    for (mut identity, addr) in identities {
         let listener = listen(&addr.to_string()).await?;
         if addr.port() == 0
             && config.advertise_addr.is_none()
@@ -124,7 +141,9 @@ pub async fn serve(config: ServeConfig, store: AnyStore) -> Result<Ending, NodeE
         }
         tracing::info!(capture = %identity.id, addr = %identity.advertise_addr, "capture starts");
         let (cluster, options) = (config.cluster.clone(), config.options.clone());
-        nodes.push(Node::start(NodeConfig { cluster, identity, options, store: store.clone() }, listener)?);
+        let manners = Manners { credentials: credentials.clone(), ..Manners::default() };
+        let node = NodeConfig { cluster, identity, options, store: store.clone() };
+        nodes.push(Node::start_with(node, manners, listener)?);
     }
     let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
     let (mut terminate, mut interrupt) = signals.map_err(|source| NodeError::Serve { addr: config.addr, source })?;

@@ -1,6 +1,6 @@
 //! What a capture does when it is told to end: it has itself drained first.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use capturedrain_core::model::{Answer, DrainRequest, Liveness, Refusal};
 use tokio::{sync::oneshot, time};
@@ -27,14 +27,14 @@ pub enum Farewell {
 }
 
 /// Has the capture drained, and returns when it is proven empty, when nothing is left to protect, or when time is up.
-pub(super) async fn drain_self(door: &Door, addr: SocketAddr, timeout: Duration) -> Farewell {
+pub(super) async fn drain_self(door: &Door, client: &Client, timeout: Duration) -> Farewell {
     if timeout.is_zero() {
         tracing::info!(capture = %door.capture, "ending without a drain");
         return Farewell::Undrained;
     }
     tracing::info!(capture = %door.capture, timeout_ms = timeout.as_millis(), "ending: draining this capture first");
     let capture = &door.capture;
-    let farewell = time::timeout(timeout, until_drained(door, addr)).await.unwrap_or(Farewell::TooLate);
+    let farewell = time::timeout(timeout, until_drained(door, client)).await.unwrap_or(Farewell::TooLate);
     match farewell {
         Farewell::TooLate => tracing::warn!(%capture, "time is up, ending with work left"),
         Farewell::Alone => tracing::warn!(%capture, "no other capture could take the work, ending with it"),
@@ -43,7 +43,7 @@ pub(super) async fn drain_self(door: &Door, addr: SocketAddr, timeout: Duration)
     farewell
 }
 
-async fn until_drained(door: &Door, addr: SocketAddr) -> Farewell {
+async fn until_drained(door: &Door, client: &Client) -> Farewell {
     let mut snapshots = door.snapshots.clone();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
@@ -54,7 +54,7 @@ async fn until_drained(door: &Door, addr: SocketAddr) -> Farewell {
         if snapshot.liveness == Some(Liveness::Alive) {
             let mut request = DrainRequest::new(door.capture.clone(), format!("shutdown of {}", door.capture));
             request.node_epoch = Some(me.node_epoch);
-            match ask(addr, request).await {
+            match client.drain(request).await {
                 Ok(_) => {}
                 Err(ClientError::Refused(Refusal::NoPeers(_))) => {
                     return Farewell::Alone;
@@ -65,10 +65,6 @@ async fn until_drained(door: &Door, addr: SocketAddr) -> Farewell {
         // Either a change, or time for the next attempt.
         let _ = time::timeout(RETRY, snapshots.changed()).await;
     }
-}
-
-async fn ask(addr: SocketAddr, request: DrainRequest) -> Result<Answer, ClientError> {
-    Client::new(&[addr.to_string()])?.drain(request).await
 }
 
 async fn prove(door: &Door) -> bool {

@@ -4,16 +4,21 @@ use jiff::Timestamp;
 
 use crate::{
     client::{Client, ClientError},
-    resource::{Action, CaptureDrain, Observed, Outcome, plan, status, validate},
+    resource::{Action, CaptureDrain, Observed, Outcome, Unseen, plan, status, validate},
 };
 
 /// What can be seen of the cluster now.
 pub async fn observe(client: &Client) -> Observed {
     let seen = async { Ok::<_, ClientError>((client.status().await?, client.drains().await?)) };
     match seen.await {
-        Ok((view, ends)) => Observed { unreachable: None, captures: view.captures, drain: view.drain, ends },
-        Err(error) => Observed { unreachable: Some(error.to_string()), ..Observed::default() },
+        Ok((view, ends)) => Observed { unseen: None, captures: view.captures, drain: view.drain, ends },
+        Err(error) => Observed { unseen: Some(unseen(&error)), ..Observed::default() },
     }
+}
+
+fn unseen(error: &ClientError) -> Unseen {
+    let sentence = error.to_string();
+    if error.is_unauthorised() { Unseen::Unauthorized(sentence) } else { Unseen::Unreachable(sentence) }
 }
 
 /// One round: looks, decides, acts, and writes into the status what came of it.
@@ -37,6 +42,6 @@ async fn act(client: &Client, action: &Action) -> Outcome {
     match answered {
         Ok(answer) => Outcome::Answered(answer),
         Err(ClientError::Refused(refusal)) => Outcome::Refused(refusal),
-        Err(error) => Outcome::Unreachable(error.to_string()),
+        Err(error) => Outcome::Unseen(unseen(&error)),
     }
 }

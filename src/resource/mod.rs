@@ -26,11 +26,32 @@ pub use self::{
     validate::{Aim, validate},
 };
 
+/// Why nothing is seen of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unseen {
+    /// Nobody answers, or nobody who can.
+    #[error("{0}")]
+    Unreachable(String),
+    /// Those who answer and this process do not trust each other.
+    #[error("{0}")]
+    Unauthorized(String),
+}
+
+impl Unseen {
+    /// Of the condition `Stalled`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Unreachable(_) => "ClusterUnreachable",
+            Self::Unauthorized(_) => "Unauthorized",
+        }
+    }
+}
+
 /// What was seen of a cluster at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Observed {
     /// Why nothing was seen; all else is empty then.
-    pub unreachable: Option<String>,
+    pub unseen: Option<Unseen>,
     /// All registered captures.
     pub captures: Vec<CaptureView>,
     /// The drain that is on.

@@ -2,7 +2,7 @@
 
 use capturedrain_core::model::{CaptureId, DrainEpoch, DrainRequest, NoPeersPolicy, OnDeadline};
 
-use super::{Aim, BlockedBy, CaptureDrain, LimitPolicy, Observed, is_finished};
+use super::{Aim, BlockedBy, CaptureDrain, LimitPolicy, Observed, Unseen, is_finished};
 use crate::view::{CaptureView, DrainEndView};
 
 /// What the caller has to do.
@@ -27,7 +27,7 @@ pub enum Stage {
     /// It has ended before; nothing changes any more.
     Finished,
     /// The cluster does not answer.
-    Unreachable(String),
+    Unseen(Unseen),
     /// It ends without ever having begun.
     Rejected(&'static str),
     /// Another drain is on.
@@ -71,8 +71,8 @@ pub fn plan(drain: &CaptureDrain, aim: &Aim, observed: &Observed) -> Plan {
     if is_finished(drain) {
         return Plan::wait(Stage::Finished);
     }
-    if let Some(error) = &observed.unreachable {
-        return Plan::wait(Stage::Unreachable(error.clone()));
+    if let Some(unseen) = &observed.unseen {
+        return Plan::wait(Stage::Unseen(unseen.clone()));
     }
     let epoch = drain.status.as_ref().and_then(|status| status.epoch).and_then(|epoch| u64::try_from(epoch).ok());
     if drain.metadata.deletion_timestamp.is_some() {

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{
-    Aim, BlockedBy, CaptureDrain, CaptureDrainStatus, LimitPolicy, Observed, Plan, Progress, Stage, Work,
+    Aim, BlockedBy, CaptureDrain, CaptureDrainStatus, LimitPolicy, Observed, Plan, Progress, Stage, Unseen, Work,
     condition::{ACCEPTED, Conditions, DRAINED, FINISHED, RECONCILING, STALLED, SUCCEEDED, find, is_true},
 };
 use crate::view::WorkView;
@@ -20,7 +20,7 @@ pub enum Outcome {
     /// The cluster refused.
     Refused(Refusal),
     /// The cluster did not answer.
-    Unreachable(String),
+    Unseen(Unseen),
 }
 
 /// Whether the run has ended.
@@ -83,7 +83,7 @@ fn judge(drain: &CaptureDrain, plan: &Plan, outcome: &Outcome) -> Verdict {
         Outcome::Answered(Answer::Draining { epoch, .. } | Answer::Drained { epoch }) => {
             return Verdict::Started(*epoch);
         }
-        Outcome::Unreachable(error) => Stage::Unreachable(error.clone()),
+        Outcome::Unseen(unseen) => Stage::Unseen(unseen.clone()),
         Outcome::Refused(refusal) => match refusal {
             Refusal::OtherDrain { target, .. } => {
                 Stage::Queued(BlockedBy { kind: "Drain".to_owned(), name: Some(target.to_string()) })
@@ -95,7 +95,7 @@ fn judge(drain: &CaptureDrain, plan: &Plan, outcome: &Outcome) -> Verdict {
             Refusal::UnknownCapture(_) => Stage::Ended { reason: "TargetGone", succeeded: false },
             Refusal::Mismatch(_) => Stage::Ended { reason: "TargetReplaced", succeeded: false },
             // A withdrawal that came too late, or a coordinator that is not ready: the next round sees more.
-            other => Stage::Unreachable(other.to_string()),
+            other => Stage::Unseen(Unseen::Unreachable(other.to_string())),
         },
         Outcome::Idle | Outcome::Answered(_) => plan.stage.clone(),
     };
@@ -126,7 +126,7 @@ impl Round {
     fn see(&mut self, aim: &Aim, observed: &Observed) {
         self.after.queue_position = None;
         self.after.blocked_by.clear();
-        if observed.unreachable.is_some() {
+        if observed.unseen.is_some() {
             return;
         }
         self.after.coordinator = observed.captures.iter().find(|at| at.is_coordinator).map(|at| at.id.clone());
@@ -151,8 +151,8 @@ impl Round {
     fn stage(&mut self, stage: &Stage, observed: &Observed) {
         match stage {
             Stage::Finished => {}
-            Stage::Unreachable(error) => {
-                self.conditions.set(STALLED, true, "ClusterUnreachable", error);
+            Stage::Unseen(unseen) => {
+                self.conditions.set(STALLED, true, unseen.reason(), unseen.to_string());
                 self.after.phase = Some("Unknown".to_owned());
             }
             Stage::Rejected(reason) => {

@@ -4,8 +4,8 @@ use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, Refusal};
 use jiff::Timestamp;
 
 use super::{
-    Action, CaptureDrain, Observed, Outcome, Stage, ending, is_drained, is_finished, parse, plan, stalled, status,
-    validate,
+    Action, CaptureDrain, Observed, Outcome, Stage, Unseen, ending, is_drained, is_finished, parse, plan, stalled,
+    status, validate,
 };
 use crate::view::{BlockerView, CaptureView, DrainEndView, DrainView, WorkView};
 
@@ -208,9 +208,14 @@ fn every_end_has_its_reason() {
 #[test]
 fn what_stalls_says_so_and_goes_on_when_it_can() {
     let mut drain = drain("captureID: b");
-    let away = Observed { unreachable: Some("no answer".to_owned()), ..Observed::default() };
-    assert_eq!(round(&mut drain, &away, &Outcome::Idle, 0), Action::Nothing);
-    check(&drain, "Unknown", &[("Stalled", "True", "ClusterUnreachable")]);
+    for (unseen, reason) in [
+        (Unseen::Unreachable("no answer".to_owned()), "ClusterUnreachable"),
+        (Unseen::Unauthorized("who are you".to_owned()), "Unauthorized"),
+    ] {
+        let away = Observed { unseen: Some(unseen), ..Observed::default() };
+        assert_eq!(round(&mut drain, &away, &Outcome::Idle, 0), Action::Nothing);
+        check(&drain, "Unknown", &[("Stalled", "True", reason)]);
+    }
     round(&mut drain, &cluster(), &Outcome::Refused(Refusal::NoPeers(CaptureId::new("b").unwrap())), 1);
     assert_eq!(stalled(&drain), Some("NoDestination"));
     round(&mut drain, &cluster(), &started(), 2);

@@ -3,8 +3,14 @@
 //! Watches ask for no progress notices, so that versions whose notices overtake events, which a source refuses, lose
 //! nothing here.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
+use arc_swap::ArcSwap;
 use capturedrain_core::store::{
     Change, Changes, Compare, Entry, LeaseId, Listing, Op, Revision, TXN_MAX_OPS, Txn, TxnOutcome,
 };
@@ -16,6 +22,7 @@ use futures::{StreamExt as _, stream};
 use tokio::time;
 
 use super::{CALL_TIMEOUT, Store, StoreError, Watch, WatchError};
+use crate::tls::{Current, Files, distrust};
 
 /// How many keys one page of a listing has.
 const PAGE_KEYS: i64 = 1000;
@@ -30,7 +37,8 @@ const LEASE_NOT_FOUND: &str = "lease not found";
 /// A cluster's part of an etcd.
 #[derive(Clone)]
 pub struct Etcd {
-    client: Client,
+    /// Replaced when the credentials are.
+    client: Arc<ArcSwap<Client>>,
     endpoints: Arc<str>,
     prefix: Arc<str>,
 }
@@ -42,22 +50,33 @@ impl fmt::Debug for Etcd {
 }
 
 impl Etcd {
-    /// Connects, and makes sure that somebody answers.
+    /// Connects in the clear, and makes sure that somebody answers.
     ///
     /// # Errors
     /// When nobody does.
     pub async fn connect(endpoints: &[String], cluster: &str) -> Result<Self, StoreError> {
-        let options = ConnectOptions::new()
-            .with_connect_timeout(CALL_TIMEOUT)
-            .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE_TIMEOUT)
-            .with_keep_alive_while_idle(true)
-            // A member that is cut off from the others says so, also to watches, which would be silent for ever.
-            .with_require_leader(true);
-        let named: Arc<str> = endpoints.join(",").into();
-        let client = Client::connect(endpoints, Some(options)).await.map_err(|error| unreachable(&named, &error))?;
-        let store = Self { client, endpoints: named, prefix: format!("/capturedrain/{cluster}/").into() };
+        Self::connect_with(endpoints, cluster, None).await
+    }
+
+    /// The same, over TLS when there are files that say how; new files are used once they are there.
+    ///
+    /// # Errors
+    /// When nobody answers, or the files are no good.
+    pub async fn connect_with(endpoints: &[String], cluster: &str, tls: Option<Files>) -> Result<Self, StoreError> {
+        let credentials = tls.map(|files| Current::follow(files, Arc::new(|_| Ok(())))).transpose()?;
+        let client = dial(endpoints, credentials.as_ref()).await?;
+        let client = Arc::new(ArcSwap::from_pointee(client));
+        if let Some(credentials) = credentials {
+            tokio::spawn(renew(Arc::downgrade(&client), endpoints.to_vec(), credentials));
+        }
+        let prefix = format!("/capturedrain/{cluster}/").into();
+        let store = Self { client, endpoints: endpoints.join(",").into(), prefix };
         store.get("").await?;
         Ok(store)
+    }
+
+    fn client(&self) -> Client {
+        Client::clone(&self.client.load())
     }
 
     fn key(&self, key: &str) -> String {
@@ -148,6 +167,32 @@ impl Etcd {
     }
 }
 
+async fn dial(endpoints: &[String], credentials: Option<&Current>) -> Result<Client, StoreError> {
+    let mut options = ConnectOptions::new()
+        .with_connect_timeout(CALL_TIMEOUT)
+        .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE_TIMEOUT)
+        .with_keep_alive_while_idle(true)
+        // A member that is cut off from the others says so, also to watches, which would be silent for ever.
+        .with_require_leader(true);
+    if let Some(credentials) = credentials {
+        options = options.with_tls(credentials.get().for_etcd());
+    }
+    let client = Client::connect(endpoints, Some(options)).await;
+    client.map_err(|error| unreachable(&endpoints.join(","), &error))
+}
+
+/// Dials anew with each new credentials. What is under way ends on the old connection.
+async fn renew(client: Weak<ArcSwap<Client>>, endpoints: Vec<String>, mut credentials: Current) {
+    loop {
+        credentials.changed().await;
+        let Some(client) = client.upgrade() else { return };
+        match dial(&endpoints, Some(&credentials)).await {
+            Ok(renewed) => client.store(Arc::new(renewed)),
+            Err(error) => tracing::warn!(%error, "etcd is not dialled with new credentials, the old connection stays"),
+        }
+    }
+}
+
 fn revision(signed: i64) -> Revision {
     Revision::try_from(signed).unwrap_or(0)
 }
@@ -158,7 +203,9 @@ fn signed(revision: Revision) -> i64 {
 
 fn unreachable(endpoints: &str, error: &Error) -> StoreError {
     let reason = match error {
-        Error::GRpcStatus(status) => status.message().to_owned(),
+        Error::GRpcStatus(status) => {
+            distrust(status).map_or_else(|| status.message().to_owned(), |why| why.to_string())
+        }
         other => other.to_string(),
     };
     StoreError::Unreachable { endpoints: endpoints.to_owned(), reason }
@@ -166,13 +213,13 @@ fn unreachable(endpoints: &str, error: &Error) -> StoreError {
 
 impl Store for Etcd {
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        let mut client = self.client.clone();
+        let mut client = self.client();
         let seconds = i64::try_from(ttl.as_secs().max(1)).unwrap_or(i64::MAX);
         Ok(LeaseId(self.call(client.lease_grant(seconds, None)).await?.id()))
     }
 
     async fn keep(&self, lease: LeaseId) -> Result<bool, StoreError> {
-        let mut client = self.client.clone();
+        let mut client = self.client();
         match time::timeout(CALL_TIMEOUT, client.lease_keep_alive(lease.0)).await {
             Ok(Err(Error::LeaseKeepAliveError(reason))) if reason == LEASE_NOT_FOUND => Ok(false),
             Ok(answer) => self.call(async { answer }).await.map(|_| true),
@@ -181,7 +228,7 @@ impl Store for Etcd {
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
-        let mut client = self.client.clone();
+        let mut client = self.client();
         match self.call(client.lease_revoke(lease.0)).await {
             Err(StoreError::Unreachable { reason, .. }) if reason.contains(LEASE_NOT_FOUND) => Ok(()),
             other => other.map(drop),
@@ -195,7 +242,7 @@ impl Store for Etcd {
         }
         let compares: Vec<_> = txn.compares.iter().map(|compare| self.compare(compare)).collect();
         let ops: Vec<_> = txn.ops.iter().map(|op| self.op(op)).collect();
-        let mut client = self.client.clone();
+        let mut client = self.client();
         match self.call(client.txn(etcd_client::Txn::new().when(compares).and_then(ops))).await {
             Ok(response) => {
                 let at = response.header().map_or(0, |header| revision(header.revision()));
@@ -213,7 +260,7 @@ impl Store for Etcd {
     }
 
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        let mut client = self.client.clone();
+        let mut client = self.client();
         let response = self.call(client.get(self.key(key), None)).await?;
         Ok(response.kvs().first().and_then(|kv| self.entry(kv)))
     }
@@ -223,7 +270,7 @@ impl Store for Etcd {
         let mut next = self.key(start).into_bytes();
         let end = self.key(end);
         loop {
-            let mut client = self.client.clone();
+            let mut client = self.client();
             let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE_KEYS);
             let options = options.with_revision(signed(listing.revision));
             let response = self.call(client.get(next, Some(options))).await?;
@@ -242,7 +289,7 @@ impl Store for Etcd {
         let (store, start, end) = (self.clone(), self.key(start), self.key(end));
         let opening = async move {
             let options = WatchOptions::new().with_range(end).with_start_revision(signed(after) + 1);
-            let mut client = store.client.clone();
+            let mut client = store.client();
             let opened = store.call(client.watch(start, Some(options))).await;
             stream::unfold(Some((store, opened)), |state| async move {
                 let (store, opened) = state?;

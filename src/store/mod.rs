@@ -11,6 +11,8 @@ use std::{path::PathBuf, time::Duration};
 use capturedrain_core::store::{Changes, Entry, LeaseId, Listing, Revision, Txn, TxnOutcome};
 use futures::stream::BoxStream;
 
+use crate::tls::{Files, TlsError};
+
 pub use self::{embedded::Embedded, etcd::Etcd};
 
 /// The longest that a call waits for its answer.
@@ -22,6 +24,12 @@ pub enum StoreError {
     /// The address of the store makes no sense.
     #[error("\"{0}\" is not a store: use etcd://HOST:PORT[,HOST:PORT…] or embedded:PATH")]
     Url(String),
+    /// TLS is asked for where there is none.
+    #[error("\"{0}\" is a file: --etcd-ca, --etcd-cert and --etcd-key are for etcd://")]
+    NoTls(String),
+    /// The files that say who this process is to etcd are no good.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// etcd does not answer.
     #[error("etcd at {endpoints} does not answer: {reason}")]
     Unreachable {
@@ -58,7 +66,8 @@ impl StoreError {
     /// A stable word for metrics and logs.
     pub fn category(&self) -> &'static str {
         match self {
-            Self::Url(_) => "usage",
+            Self::Url(_) | Self::NoTls(_) => "usage",
+            Self::Tls(_) => "tls",
             Self::Unreachable { .. } => "unreachable",
             Self::Rejected(_) => "rejected",
             Self::InUse(_) => "in_use",
@@ -122,13 +131,25 @@ impl AnyStore {
     /// # Errors
     /// When the address makes no sense, or nobody answers there, or the file cannot be used.
     pub async fn open(url: &str, cluster: &str) -> Result<Self, StoreError> {
+        Self::open_with(url, cluster, None).await
+    }
+
+    /// The same, with TLS to etcd when there are files that say how.
+    ///
+    /// # Errors
+    /// The same, and when the files are no good.
+    pub async fn open_with(url: &str, cluster: &str, tls: Option<Files>) -> Result<Self, StoreError> {
+        if url.starts_with("embedded:") && tls.is_some() {
+            return Err(StoreError::NoTls(url.to_owned()));
+        }
         if let Some(path) = url.strip_prefix("embedded:").filter(|path| !path.is_empty()) {
             return Ok(Self::Embedded(Embedded::open(path).await?));
         }
         match url.strip_prefix("etcd://").map(|rest| rest.trim_end_matches('/')) {
             Some(hosts) if !hosts.is_empty() && !hosts.contains('/') => {
-                let endpoints: Vec<_> = hosts.split(',').map(|host| format!("http://{host}")).collect();
-                Ok(Self::Etcd(Box::new(Etcd::connect(&endpoints, cluster).await?)))
+                let scheme = if tls.is_some() { "https" } else { "http" };
+                let endpoints: Vec<_> = hosts.split(',').map(|host| format!("{scheme}://{host}")).collect();
+                Ok(Self::Etcd(Box::new(Etcd::connect_with(&endpoints, cluster, tls).await?)))
             }
             _ => Err(StoreError::Url(url.to_owned())),
         }

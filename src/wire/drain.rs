@@ -10,7 +10,7 @@ use super::{
     envelope::{Malformed, capture},
     pb, refusal,
 };
-use crate::door::Door;
+use crate::{door::Door, tls::Caller};
 
 /// The door that callers come through.
 pub(super) struct DrainDoor {
@@ -64,6 +64,11 @@ impl DrainDoor {
     }
 }
 
+/// Who calls.
+fn caller<T>(call: &Call<T>) -> Caller {
+    call.extensions().get::<Caller>().cloned().unwrap_or(Caller::Anyone)
+}
+
 fn elsewhere(snapshot: &Snapshot) -> Status {
     let coordinator = snapshot.coordinator.as_ref().map(|(_, addr)| addr.clone());
     refusal::to_status(&Refusal::NotCoordinator { coordinator })
@@ -83,17 +88,21 @@ impl pb::drain_service_server::DrainService for DrainDoor {
     type WatchDrainStream = BoxStream<'static, Result<pb::WatchDrainResponse, Status>>;
 
     async fn drain_capture(&self, call: Call<pb::DrainCaptureRequest>) -> Answered<pb::DrainCaptureResponse> {
-        let request = decode_drain(call.into_inner()).map_err(malformed)?;
+        let caller = caller(&call);
+        let mut request = decode_drain(call.into_inner()).map_err(malformed)?;
+        request.requester = caller.requester(&request.requester);
         request.check().map_err(too_long)?;
         Ok(Response::new(encode_answer(self.ask(Request::Drain(request)).await?)))
     }
 
     async fn cancel_drain(&self, call: Call<pb::CancelDrainRequest>) -> Answered<pb::CancelDrainResponse> {
+        let caller = caller(&call);
         let call = call.into_inner();
         let capture = capture(&call.capture_id).map_err(malformed)?;
-        check_requester(&call.requester).map_err(too_long)?;
+        let requester = caller.requester(&call.requester);
+        check_requester(&requester).map_err(too_long)?;
         let epoch = call.drain_epoch.map(DrainEpoch);
-        self.ask(Request::Cancel { capture, epoch, requester: call.requester }).await?;
+        self.ask(Request::Cancel { capture, epoch, requester }).await?;
         Ok(Response::new(pb::CancelDrainResponse {}))
     }
 

@@ -13,15 +13,16 @@ use tokio::{
     time,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming, transport::Endpoint};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{cause, envelope, pb};
-use crate::door::{Call, Door};
+use crate::{
+    door::{Call, Door},
+    tls::{Dialer, distrust},
+};
 
 /// How many messages to one capture may wait.
 const OUTBOX_MAX: usize = 1024;
-/// How long a connection may take to be made.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long after a stream broke the next one is tried.
 const RECONNECT_BACKOFF: Duration = Duration::from_millis(100);
 /// How often a silent connection is tried, so that a dead one is noticed.
@@ -35,31 +36,31 @@ struct Peer {
 }
 
 /// All captures that this one speaks to, by address.
-#[derive(Default)]
 pub struct Peers {
-    peers: HashMap<Arc<str>, Peer>,
+    dialer: Dialer,
+    known: HashMap<Arc<str>, Peer>,
     swept: Option<Instant>,
 }
 
 impl std::fmt::Debug for Peers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set().entries(self.peers.keys()).finish()
+        f.debug_set().entries(self.known.keys()).finish()
     }
 }
 
 impl Peers {
     /// Nobody yet.
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(dialer: Dialer) -> Self {
+        Self { dialer, known: HashMap::new(), swept: None }
     }
 
     /// Sends a message, soon; never waits. `to` is `host:port`.
     pub fn send(&mut self, to: &Arc<str>, envelope: &Envelope) {
         let now = Instant::now();
         self.forget_unused(now);
-        let peer = self.peers.entry(to.clone()).or_insert_with(|| {
+        let peer = self.known.entry(to.clone()).or_insert_with(|| {
             let (outbox, messages) = mpsc::channel(OUTBOX_MAX);
-            tokio::spawn(speak(to.clone(), messages));
+            tokio::spawn(speak(to.clone(), self.dialer.clone(), messages));
             Peer { outbox, used: now }
         });
         peer.used = now;
@@ -67,7 +68,7 @@ impl Peers {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => tracing::debug!(peer = %to, "messages pile up, one is dropped"),
             Err(TrySendError::Closed(_)) => {
-                self.peers.remove(to);
+                self.known.remove(to);
             }
         }
     }
@@ -75,36 +76,40 @@ impl Peers {
     fn forget_unused(&mut self, now: Instant) {
         if self.swept.is_none_or(|at| now.duration_since(at) > FORGET_AFTER) {
             self.swept = Some(now);
-            self.peers.retain(|_, peer| now.duration_since(peer.used) < FORGET_AFTER);
+            self.known.retain(|_, peer| now.duration_since(peer.used) < FORGET_AFTER);
         }
     }
 }
 
 /// Keeps one stream to a capture open for as long as somebody has something to send.
-async fn speak(to: Arc<str>, mut messages: mpsc::Receiver<pb::Envelope>) {
-    let Ok(endpoint) = Endpoint::from_shared(format!("http://{to}")) else {
-        tracing::warn!(peer = %to, "a capture advertises an address that is none");
-        return;
-    };
-    let endpoint = endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE);
+async fn speak(to: Arc<str>, mut dialer: Dialer, mut messages: mpsc::Receiver<pb::Envelope>) {
     let mut reachable = true;
     // A stream is opened for a message, so that nothing is dialled that nobody wants.
     while let Some(first) = messages.recv().await {
-        let lost = match endpoint.connect().await {
+        let Ok(endpoint) = dialer.endpoint(&to) else {
+            tracing::warn!(peer = %to, "a capture advertises an address that is none");
+            return;
+        };
+        let endpoint = endpoint.http2_keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
+        let end = match endpoint.connect().await {
             Ok(channel) => {
                 if !reachable {
                     tracing::info!(peer = %to, "capture is reached again");
                 }
                 reachable = true;
-                stream(channel, first, &mut messages).await
+                tokio::select! {
+                    end = stream(channel, first, &mut messages) => end,
+                    () = dialer.renewed() => End::Renewed,
+                }
             }
-            Err(error) => Some(cause(&error)),
+            Err(error) => End::Lost(distrust(&error).map_or_else(|| cause(&error), |why| why.to_string())),
         };
-        let Some(error) = lost else { return };
+        let error = match end {
+            End::Lost(error) => error,
+            // The next message goes by the new credentials.
+            End::Renewed => continue,
+            End::Unused => return,
+        };
         if reachable {
             tracing::info!(peer = %to, error, "capture is not reached");
             reachable = false;
@@ -115,12 +120,22 @@ async fn speak(to: Arc<str>, mut messages: mpsc::Receiver<pb::Envelope>) {
     }
 }
 
-/// Sends what comes until the stream breaks (why), or nobody sends any more (`None`).
+/// How a stream ended.
+enum End {
+    /// It broke, and why.
+    Lost(String),
+    /// This capture has other credentials.
+    Renewed,
+    /// Nobody sends any more.
+    Unused,
+}
+
+/// Sends what comes until the stream ends.
 async fn stream(
     channel: tonic::transport::Channel,
     first: pb::Envelope,
     messages: &mut mpsc::Receiver<pb::Envelope>,
-) -> Option<String> {
+) -> End {
     let (sender, outgoing) = mpsc::channel(1);
     let mut client = pb::capture_service_client::CaptureServiceClient::new(channel);
     let mut delivery = std::pin::pin!(client.deliver(ReceiverStream::new(outgoing)));
@@ -135,15 +150,18 @@ async fn stream(
         tokio::select! {
             biased;
             ended = &mut delivery => {
-                return Some(why(ended));
+                return End::Lost(why(ended));
             }
             _ = sending => {}
         }
         tokio::select! {
             ended = &mut delivery => {
-                return Some(why(ended));
+                return End::Lost(why(ended));
             }
-            message = messages.recv() => next = Some(message?),
+            message = messages.recv() => match message {
+                Some(message) => next = Some(message),
+                None => return End::Unused,
+            },
         }
     }
 }
@@ -152,7 +170,11 @@ async fn stream(
 fn why(ended: Result<Response<pb::DeliverResponse>, Status>) -> String {
     match ended {
         Ok(_) => "the stream was closed".to_owned(),
-        Err(status) => std::error::Error::source(&status).map_or_else(|| status.message().to_owned(), cause),
+        Err(status) => match (distrust(&status), std::error::Error::source(&status)) {
+            (Some(why), _) => why.to_string(),
+            (None, Some(source)) => cause(source),
+            (None, None) => status.message().to_owned(),
+        },
     }
 }
 

@@ -1,8 +1,9 @@
 //! A real etcd, on free ports and a temporary folder, that goes with the test.
 
 use std::{
-    env,
+    env, fs,
     net::TcpListener,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -18,6 +19,8 @@ pub(crate) struct Etcd {
     ports: (u16, u16),
     options: Vec<String>,
     process: Option<Child>,
+    /// CA, certificate and key, when clients have to have a certificate.
+    tls: Option<[PathBuf; 3]>,
 }
 
 fn free_ports() -> (u16, u16) {
@@ -33,8 +36,17 @@ impl Etcd {
 
     /// Starts one with more options.
     pub(crate) async fn start_with(options: &[&str]) -> Self {
-        let options = options.iter().map(|option| (*option).to_owned()).collect();
-        let mut etcd = Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(), options, process: None };
+        Self::up(options.iter().map(|option| (*option).to_owned()).collect(), None).await
+    }
+
+    /// Starts one that speaks TLS and asks its clients for a certificate.
+    #[allow(dead_code, reason = "for the tests of TLS")]
+    pub(crate) async fn start_with_tls(ca: PathBuf, cert: PathBuf, key: PathBuf) -> Self {
+        Self::up(Vec::new(), Some([ca, cert, key])).await
+    }
+
+    async fn up(options: Vec<String>, tls: Option<[PathBuf; 3]>) -> Self {
+        let mut etcd = Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(), options, process: None, tls };
         etcd.launch();
         etcd.wait().await;
         etcd
@@ -42,9 +54,14 @@ impl Etcd {
 
     fn launch(&mut self) {
         let binary = env::var("CAPTUREDRAIN_ETCD").unwrap_or_else(|_| "etcd".to_owned());
-        let client = format!("http://127.0.0.1:{}", self.ports.0);
+        let client = self.client_url();
         let peer = format!("http://127.0.0.1:{}", self.ports.1);
-        let process = Command::new(&binary)
+        let mut command = Command::new(&binary);
+        if let Some([ca, cert, key]) = &self.tls {
+            command.arg("--trusted-ca-file").arg(ca).arg("--cert-file").arg(cert).arg("--key-file").arg(key);
+            command.arg("--client-cert-auth");
+        }
+        let process = command
             .arg("--data-dir")
             .arg(self.folder.path())
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
@@ -62,7 +79,8 @@ impl Etcd {
     async fn wait(&self) {
         let answers = async {
             loop {
-                let asked = async { etcd_client::Client::connect([self.client_url()], None).await?.status().await };
+                let options = self.client_options();
+                let asked = async { etcd_client::Client::connect([self.client_url()], options).await?.status().await };
                 if matches!(time::timeout(Duration::from_secs(1), asked).await, Ok(Ok(_))) {
                     return;
                 }
@@ -85,7 +103,16 @@ impl Etcd {
 
     /// The address as etcd's client takes it.
     pub(crate) fn client_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.ports.0)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.ports.0)
+    }
+
+    /// How etcd's client connects: with the certificate of the server itself.
+    fn client_options(&self) -> Option<etcd_client::ConnectOptions> {
+        let [ca, cert, key] = self.tls.as_ref()?.each_ref().map(|path| fs::read(path).unwrap());
+        let identity = etcd_client::Identity::from_pem(cert, key);
+        let tls = etcd_client::TlsOptions::new().ca_certificate(etcd_client::Certificate::from_pem(ca));
+        Some(etcd_client::ConnectOptions::new().with_tls(tls.identity(identity)))
     }
 
     /// Ends it at once.

@@ -43,13 +43,13 @@ fn free_port() -> u16 {
 
 /// Runs a command to its end: its exit code, and what it says on standard error.
 pub(crate) async fn run(args: &[&str], servers: &str) -> (i32, String) {
-    let output = output(args, servers).await;
+    let output = output(args, servers, &[]).await;
     (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-async fn output(args: &[&str], servers: &str) -> std::process::Output {
+async fn output(args: &[&str], servers: &str, options: &[String]) -> std::process::Output {
     let mut command = Command::new(BINARY);
-    command.args(args).env("CAPTUREDRAIN_SERVER", servers).stdin(Stdio::null()).kill_on_drop(true);
+    command.args(args).args(options).env("CAPTUREDRAIN_SERVER", servers).stdin(Stdio::null()).kill_on_drop(true);
     time::timeout(Duration::from_mins(2), command.output()).await.expect("a command that ends").unwrap()
 }
 
@@ -65,12 +65,28 @@ pub(crate) struct Cluster {
     lease: &'static str,
     more: Vec<String>,
     captures: BTreeMap<String, (u16, Child)>,
+    options: Options,
+}
+
+/// What the commands of a cluster are given besides; nothing by default.
+#[derive(Default)]
+pub(crate) struct Options {
+    /// To servers.
+    pub(crate) server: Vec<String>,
+    /// To those who ask them.
+    pub(crate) client: Vec<String>,
+    /// Whether servers are asked over TLS.
+    pub(crate) secure: bool,
 }
 
 impl Cluster {
     pub(crate) fn new(name: &str, store: &str) -> Self {
+        Self::with(name, store, Options::default())
+    }
+
+    pub(crate) fn with(name: &str, store: &str, options: Options) -> Self {
         let (name, store, shutdown_timeout) = (name.to_owned(), store.to_owned(), "60s".to_owned());
-        Self { name, store, shutdown_timeout, lease: "3s", more: Vec::new(), captures: BTreeMap::new() }
+        Self { name, store, shutdown_timeout, lease: "3s", more: Vec::new(), captures: BTreeMap::new(), options }
     }
 
     /// How long SIGTERM waits, of captures that are started from now on.
@@ -79,7 +95,7 @@ impl Cluster {
     }
 
     /// With another lease than 3 s, and more options for every server.
-    pub(crate) fn with(mut self, lease: &'static str, more: &[&str]) -> Self {
+    pub(crate) fn with_lease(mut self, lease: &'static str, more: &[&str]) -> Self {
         self.lease = lease;
         self.more = more.iter().map(ToString::to_string).collect();
         self
@@ -109,6 +125,7 @@ impl Cluster {
             .args(["--addr", &format!("127.0.0.1:{port}"), "--lease", self.lease, "--heartbeat", "300ms"])
             .args(&self.more)
             .args(["--captures", &captures.to_string(), "--shutdown-timeout", &self.shutdown_timeout, "--log", "warn"])
+            .args(&self.options.server)
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
             .kill_on_drop(true)
@@ -122,12 +139,24 @@ impl Cluster {
     }
 
     pub(crate) fn servers(&self) -> String {
-        let urls: Vec<_> = self.captures.values().map(|(port, _)| format!("http://127.0.0.1:{port}")).collect();
+        let scheme = if self.options.secure { "https" } else { "http" };
+        let urls: Vec<_> = self.captures.values().map(|(port, _)| format!("{scheme}://127.0.0.1:{port}")).collect();
         urls.join(",")
     }
 
     pub(crate) async fn run(&self, args: &[&str]) -> (i32, String) {
-        run(args, &self.servers()).await
+        self.run_with(args, &self.options.client).await
+    }
+
+    /// The same with other options for TLS.
+    pub(crate) async fn run_with(&self, args: &[&str], options: &[String]) -> (i32, String) {
+        let output = output(args, &self.servers(), options).await;
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// `host:port` of a process.
+    pub(crate) fn addr(&self, id: &str) -> String {
+        format!("127.0.0.1:{}", self.captures[id].0)
     }
 
     /// Starts a command that follows a drain, and waits until it does.
@@ -138,7 +167,12 @@ impl Cluster {
     /// The same, which knows only these servers.
     pub(crate) async fn waiter_at(&self, args: &[&str], servers: &str) -> Waiter {
         let mut command = Command::new(BINARY);
-        command.args(args).env("CAPTUREDRAIN_SERVER", servers).stdin(Stdio::null()).kill_on_drop(true);
+        command
+            .args(args)
+            .args(&self.options.client)
+            .env("CAPTUREDRAIN_SERVER", servers)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut said = String::new();
@@ -162,7 +196,7 @@ impl Cluster {
     }
 
     pub(crate) async fn try_json(&self, args: &[&str]) -> Option<Value> {
-        let output = output(&[args, &["-o", "json"]].concat(), &self.servers()).await;
+        let output = output(&[args, &["-o", "json"]].concat(), &self.servers(), &self.options.client).await;
         output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
     }
 
@@ -207,7 +241,17 @@ impl Cluster {
 
     /// One that does not coordinate, of all that are registered.
     pub(crate) async fn a_follower_of_all(&self) -> String {
-        let captures = self.json(&["captures"]).await;
+        self.a_follower_with(&self.options.client).await
+    }
+
+    /// The same, asked with other options for TLS.
+    pub(crate) async fn a_follower_with(&self, options: &[String]) -> String {
+        let args = ["captures", "-o", "json"];
+        let captures = wait_for(PATIENCE, "the captures", || async {
+            let output = output(&args, &self.servers(), options).await;
+            serde_json::from_slice::<Value>(&output.stdout).ok()
+        })
+        .await;
         let follower = captures.as_array().unwrap().iter().find(|capture| capture["is_coordinator"] == false);
         follower.unwrap()["id"].as_str().unwrap().to_owned()
     }
