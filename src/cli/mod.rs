@@ -135,6 +135,8 @@ fn say(sentence: &str) {
 
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
+    // Fails only when one is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
