@@ -151,9 +151,3 @@ async fn a_manifest_is_applied_and_printed_with_its_status() {
     let (code, _) = cluster.run(&["apply", "--wait", "-f", manifest.to_str().unwrap()]).await;
     assert_eq!(code, 3);
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_demo_proves_its_sink() {
-    let ended = wait_for(Duration::from_mins(1), "the demo", || async { Some(run(&["demo"], "").await) }).await;
-    assert_eq!(ended.0, 0, "{ended:?}");
-}
