@@ -6,6 +6,7 @@ pub mod clock;
 pub mod demo;
 pub mod door;
 pub mod http;
+pub mod metrics;
 pub mod node;
 pub mod pipeline;
 pub mod reconcile;

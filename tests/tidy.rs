@@ -24,16 +24,17 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("verify", &["pipeline"]),
     // What people are shown.
     ("view", &[]),
+    ("metrics", &["clock", "view"]),
     // Doors speak to a capture through `door`, never to the process behind it.
-    ("door", &[]),
+    ("door", &["metrics"]),
     ("wire", &["door"]),
-    ("http", &["clock", "door", "view", "wire"]),
+    ("http", &["clock", "door", "metrics", "view", "wire"]),
     ("client", &["view", "wire"]),
     // The resource's stages are pure: whoever runs them brings the client.
     ("resource", &["view"]),
     ("reconcile", &["client", "clock", "resource", "view"]),
     // The process that wires all of it.
-    ("node", &["client", "clock", "store", "pipeline", "door", "wire", "http"]),
+    ("node", &["client", "clock", "store", "pipeline", "metrics", "door", "wire", "http"]),
     // What people start.
     ("demo", &["client", "clock", "door", "node", "pipeline", "reconcile", "resource", "store", "verify", "view"]),
     ("cli", &["client", "clock", "demo", "node", "reconcile", "resource", "store", "view"]),

@@ -4,6 +4,7 @@ mod changefeed;
 mod drain;
 mod error;
 mod forward;
+mod metrics;
 
 use std::sync::Arc;
 
@@ -62,6 +63,7 @@ pub fn router(door: Door, probe: Probe) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
+        .route("/metrics", get(metrics::show))
         .route("/api/v2/health", get(health))
         .route("/api/v2/status", get(status))
         .merge(coordinator)

@@ -21,7 +21,7 @@ pub use serve::{Ending, ServeConfig, serve};
 pub use shutdown::Farewell;
 
 use self::driver::{Driver, Order, Tasks};
-use crate::{door::Door, http::ProbeError, pipeline::Pipeline, store::AnyStore, wire::Peers};
+use crate::{door::Door, http::ProbeError, metrics::Metrics, pipeline::Pipeline, store::AnyStore, wire::Peers};
 
 /// How many calls may wait for the core.
 const CALLS_MAX: usize = 1024;
@@ -103,7 +103,8 @@ impl Node {
         let (work_events, work) = mpsc::channel(driver::EVENTS_MAX);
         let (orders, order_inbox) = mpsc::channel(4);
         let (snapshots, latest) = watch::channel(Arc::new(Snapshot::default()));
-        let door = Door { capture: config.identity.id.clone(), calls, snapshots: latest };
+        let metrics = Arc::new(Metrics::new(latest.clone()));
+        let door = Door { capture: config.identity.id.clone(), calls, snapshots: latest, metrics: metrics.clone() };
         let driver = Driver {
             lease_ttl: config.options.lease,
             process: Process::new(config.identity, config.options),
@@ -114,6 +115,7 @@ impl Node {
             work,
             orders: order_inbox,
             snapshots,
+            metrics,
             tasks: Tasks::new(),
         };
         let probe: crate::http::Probe = Arc::new(|config, start_ts| Box::pin(probe(config, start_ts)));

@@ -6,7 +6,7 @@ use capturedrain_core::model::{DrainRequest, Instant, Request};
 
 use crate::{truth, world::World};
 
-fn run_until(world: &mut World, what: &str, mut holds: impl FnMut(&World) -> bool) {
+pub(crate) fn run_until(world: &mut World, what: &str, mut holds: impl FnMut(&World) -> bool) {
     let limit = world.now + Duration::from_mins(1);
     while !holds(world) {
         assert!(world.now < limit, "waited a minute for {what}");
@@ -14,7 +14,7 @@ fn run_until(world: &mut World, what: &str, mut holds: impl FnMut(&World) -> boo
     }
 }
 
-fn coordinated(world: &World) -> bool {
+pub(crate) fn coordinated(world: &World) -> bool {
     truth::coordinator(world).is_some() && truth::registrations(world).len() == world.procs.len()
 }
 

@@ -106,6 +106,11 @@ impl Cluster {
             .unwrap()
     }
 
+    /// Where one of the processes answers.
+    pub(crate) fn url(&self, id: &str) -> String {
+        format!("http://127.0.0.1:{}", self.captures[id].0)
+    }
+
     pub(crate) fn servers(&self) -> String {
         let urls: Vec<_> = self.captures.values().map(|(port, _)| format!("http://127.0.0.1:{port}")).collect();
         urls.join(",")

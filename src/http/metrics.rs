@@ -1,0 +1,16 @@
+//! `GET /metrics`: what this very capture counts and measures, in the format that the scraper asks for.
+
+use axum::{
+    extract::State,
+    http::{HeaderMap, header},
+    response::{IntoResponse, Response},
+};
+
+use super::Hall;
+use crate::metrics::Format;
+
+pub(super) async fn show(State(hall): State<Hall>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let format = Format::wanted(accept);
+    ([(header::CONTENT_TYPE, format.content_type())], hall.door.metrics.page(format)).into_response()
+}
