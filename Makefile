@@ -21,9 +21,10 @@ demo: ## the tour: a cluster in this process, captures leave in three ways, the 
 	@cargo build --quiet
 	@target/debug/capturedrain demo $(ARGS)
 
-tools: ## install what building and testing need, where it is missing: protoc and etcd
+tools: ## install what building and testing need, where it is missing: protoc, etcd and promtool
 	@tools/install protobuf
 	@tools/install etcd >/dev/null
+	@tools/install promtool >/dev/null
 
 build: ## build everything for development
 	@tools/install protobuf
@@ -39,7 +40,8 @@ check: ## what has to pass before a commit: format, lints, layers, licences, lin
 
 test: ## all tests, on a real etcd, and the simulation with its mutants
 	@tools/install protobuf
-	etcd=$$(tools/install etcd) && CAPTUREDRAIN_ETCD=$$etcd cargo test --workspace
+	etcd=$$(tools/install etcd) && promtool=$$(tools/install promtool) && \
+		CAPTUREDRAIN_ETCD=$$etcd CAPTUREDRAIN_PROMTOOL=$$promtool cargo test --workspace
 	$(SIMULATION)
 
 simulate: ## more of the simulation: SEEDS=1000 runs that many, SEED=42 replays one with its log
