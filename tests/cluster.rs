@@ -4,6 +4,8 @@
 
 #[path = "support/etcd.rs"]
 mod etcd;
+#[path = "support/lossy.rs"]
+mod lossy;
 #[path = "support/processes.rs"]
 #[allow(dead_code, reason = "shared with the tests of the command line")]
 mod processes;
@@ -101,6 +103,25 @@ async fn a_capture_that_gets_sigterm_is_drained_before_it_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_capture_that_has_no_time_for_its_drain_says_so_by_its_exit_code() {
+    let (_etcd, mut cluster, _writer, _sink) = replicating("hurried").await;
+    cluster.shutdown_timeout("2s");
+    cluster.start("late");
+    cluster.shutdown_timeout("60s");
+    cluster.start("twice-int");
+    cluster.start("twice-term");
+    cluster.wait_for_captures(6).await;
+    // One drain at a time, and a target that stands still cannot be proven empty: the others have to wait.
+    let coordinator = cluster.coordinator().await;
+    let target = ["a", "b", "c"].into_iter().rfind(|id| *id != coordinator).unwrap();
+    cluster.suspend(target).await;
+    cluster.ok(&["drain", target]).await;
+    assert_eq!(cluster.insist("twice-int", "-INT").await.code(), Some(130));
+    assert_eq!(cluster.insist("twice-term", "-TERM").await.code(), Some(143));
+    assert_eq!(cluster.terminate("late").await.code(), Some(6));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_capture_that_is_killed_loses_nothing() {
     let (etcd, mut cluster, writer, sink) = replicating("crash").await;
     let target = cluster.a_follower().await;
@@ -114,14 +135,44 @@ async fn who_stops_waiting_is_told_that_the_drain_goes_on() {
     let (etcd, cluster, writer, sink) = replicating("waiting").await;
     let target = cluster.a_follower().await;
     cluster.suspend(&target).await;
-    let (code, sentence) = cluster.interrupted(&["drain", &target, "--wait"]).await;
-    assert_eq!((code, sentence.contains("goes on")), (130, true), "{sentence}");
-    assert!(sentence.contains(&format!("capturedrain cancel {target}")), "{sentence}");
+    for (signal, exit) in [("-INT", 130), ("-TERM", 143)] {
+        let (code, sentence) = cluster.waiter(&["drain", &target, "--wait"]).await.end_by(signal).await;
+        assert_eq!((code, sentence.contains("goes on")), (exit, true), "{sentence}");
+        assert!(sentence.contains(&format!("capturedrain cancel {target}")), "{sentence}");
+    }
     let (code, sentence) = cluster.run(&["drain", &cluster.coordinator().await]).await;
     assert_eq!((code, sentence.contains("one drain at a time")), (4, true), "{sentence}");
     cluster.resume(&target).await;
     cluster.ok(&["drain", &target, "--wait"]).await;
     prove(&etcd, &cluster, writer, &sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_knew_only_the_coordinator_follows_its_successor() {
+    let (etcd, mut cluster, writer, sink) = replicating("follows").await;
+    let target = cluster.a_follower().await;
+    let coordinator = cluster.coordinator().await;
+    cluster.suspend(&target).await;
+    let waiter = cluster.waiter_at(&["drain", &target, "--wait"], &cluster.server(&coordinator)).await;
+    cluster.kill(&coordinator);
+    cluster.resume(&target).await;
+    let (code, said) = waiter.end().await;
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("the coordinator is lost"), "{said}");
+    prove(&etcd, &cluster, writer, &sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_cluster_that_is_gone_is_told_so() {
+    let (_etcd, mut cluster, _writer, _sink) = replicating("gone").await;
+    let target = cluster.a_follower().await;
+    cluster.suspend(&target).await;
+    let waiter = cluster.waiter(&["drain", &target, "--wait"]).await;
+    for id in ["a", "b", "c"] {
+        cluster.kill(id);
+    }
+    let (code, said) = waiter.end().await;
+    assert_eq!((code, said.contains("goes on once they do")), (5, true), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,6 +221,21 @@ async fn a_drain_is_cancelled_and_a_drained_capture_released() {
     })
     .await;
     prove(&etcd, &cluster, writer, &sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_is_cancelled_although_the_answer_was_lost() {
+    let (_etcd, cluster, _writer, _sink) = replicating("lost").await;
+    let target = cluster.a_follower().await;
+    cluster.suspend(&target).await;
+    let waiter = cluster.waiter(&["drain", &target, "--wait"]).await;
+    // The first connection looks up which drain is on.
+    let way = lossy::way_to(&cluster.server(&cluster.coordinator().await), 1).await;
+    let (code, sentence) = processes::run(&["cancel", &target], &way).await;
+    assert_eq!(code, 0, "{sentence}");
+    let (code, said) = waiter.end().await;
+    assert_eq!(code, 8, "{said}");
+    assert_eq!(cluster.run(&["cancel", &target]).await.0, 4, "no drain is on any more");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,7 @@ use tokio::{
 
 use super::{
     Common, Format,
+    drain::silent,
     exit::{Exit, Failure},
     print, say,
 };
@@ -26,10 +27,10 @@ const ROUND: Duration = Duration::from_secs(1);
 #[derive(Debug, Args)]
 pub(super) struct ApplyArgs {
     /// The file; `-` is standard input
-    #[arg(long, short, value_name = "FILE")]
+    #[arg(long, short, env = "CAPTUREDRAIN_FILE", value_name = "FILE")]
     file: PathBuf,
     /// Go on until each has ended, or its target is proven empty
-    #[arg(long, short)]
+    #[arg(long, short, env = "CAPTUREDRAIN_WAIT")]
     wait: bool,
 }
 
@@ -53,7 +54,7 @@ pub(super) async fn run(args: ApplyArgs, common: &Common) -> Result<Exit, Failur
     let signals = signal(SignalKind::interrupt()).and_then(|int| Ok((int, signal(SignalKind::terminate())?)));
     let (mut interrupt, mut terminate) =
         signals.map_err(|error| Failure::environment(format!("cannot listen for signals: {error}")))?;
-    let mut news = std::pin::pin!(client.watch());
+    let mut news = std::pin::pin!(client.watch().fuse());
     let mut left = None;
     loop {
         for drain in &mut drains {
@@ -65,7 +66,13 @@ pub(super) async fn run(args: ApplyArgs, common: &Common) -> Result<Exit, Failur
             break;
         }
         left = tokio::select! {
-            _ = time::timeout(ROUND, news.next()) => None,
+            heard = time::timeout(ROUND, news.next()) => match heard {
+                Ok(None) => {
+                    show(&drains, common)?;
+                    return Err(silent("what was asked for goes on once they do"));
+                }
+                _ => None,
+            },
             _ = interrupt.recv() => Some(Exit::Interrupted),
             _ = terminate.recv() => Some(Exit::Terminated),
         };

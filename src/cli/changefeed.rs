@@ -124,6 +124,10 @@ fn one(feed: &ChangefeedView) -> String {
         ("source", feed.source.clone()),
         ("sink", feed.sink.clone()),
         ("start", feed.start_ts.to_string()),
+        (
+            "split",
+            if feed.span_max_keys == 0 { "never".to_owned() } else { format!("above {} keys", feed.span_max_keys) },
+        ),
         ("checkpoint", known(feed.checkpoint_ts)),
         ("lag", lag(feed)),
         ("maintainer", feed.maintainer.clone().unwrap_or_else(|| "-".to_owned())),

@@ -17,7 +17,7 @@ use super::{
     value,
 };
 use crate::{
-    client::{Client, ClientError, ClusterView},
+    client::{Client, ClientError, ClusterView, SILENCE},
     view::{DrainAccepted, DrainEndView},
 };
 
@@ -27,29 +27,43 @@ pub(super) struct DrainArgs {
     /// Which
     capture: CaptureId,
     /// Follow it to its end, and exit 0 only on proof that nothing is left
-    #[arg(long, short)]
+    #[arg(long, short, env = "CAPTUREDRAIN_WAIT")]
     wait: bool,
-    /// Only say what would move, and to whom
-    #[arg(long, conflicts_with = "wait")]
+    /// Only say what would move, to whom, and about how long it would take
+    #[arg(long, env = "CAPTUREDRAIN_DRY_RUN")]
     dry_run: bool,
     /// How long it may take
-    #[arg(long, value_parser = value::duration)]
+    #[arg(long, env = "CAPTUREDRAIN_DEADLINE", value_name = "DURATION", value_parser = value::duration)]
     deadline: Option<Duration>,
     /// What follows the deadline
-    #[arg(long, value_enum, default_value_t = AtDeadline::Hold, requires = "deadline")]
+    #[arg(long, env = "CAPTUREDRAIN_ON_DEADLINE", value_enum, default_value_t = AtDeadline::Hold)]
     on_deadline: AtDeadline,
     /// Why, for the history
-    #[arg(long, default_value = "")]
+    #[arg(long, env = "CAPTUREDRAIN_REASON", default_value = "", hide_default_value = true)]
     reason: String,
     /// Captures that should rather not get the work
-    #[arg(long, value_delimiter = ',', value_name = "ID[,ID…]")]
+    #[arg(long, env = "CAPTUREDRAIN_AVOID", value_delimiter = ',', value_name = "ID[,ID…]")]
     avoid: Vec<CaptureId>,
     /// Refuse when the capture's pod is not this one
-    #[arg(long)]
+    #[arg(long, env = "CAPTUREDRAIN_POD_UID", value_name = "UID")]
     pod_uid: Option<String>,
-    /// Who asks [default: the user of this process]
-    #[arg(long)]
+    #[command(flatten)]
+    asks: Asks,
+}
+
+/// Who asks.
+#[derive(Debug, Args)]
+struct Asks {
+    /// Who asks, for the history and the log [default: the user of this process]
+    #[arg(long, env = "CAPTUREDRAIN_REQUESTER", value_name = "NAME")]
     requester: Option<String>,
+}
+
+impl Asks {
+    fn name(self) -> String {
+        let user = || std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
+        self.requester.unwrap_or_else(|| format!("{} (command line)", user().unwrap_or_else(|_| "someone".to_owned())))
+    }
 }
 
 /// What follows the deadline.
@@ -67,8 +81,10 @@ pub(super) struct CancelArgs {
     /// Whose
     capture: CaptureId,
     /// Only this drain of it
-    #[arg(long)]
+    #[arg(long, env = "CAPTUREDRAIN_EPOCH", value_name = "NUMBER")]
     epoch: Option<u64>,
+    #[command(flatten)]
+    asks: Asks,
 }
 
 /// Let a capture that is `Stopping` and yet lives on work again
@@ -78,15 +94,13 @@ pub(super) struct ReleaseArgs {
     capture: CaptureId,
 }
 
-fn requester() -> String {
-    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "someone".to_owned());
-    format!("{user} (command line)")
-}
-
 pub(super) async fn drain(args: DrainArgs, common: &Common) -> Result<Exit, Failure> {
+    if args.on_deadline == AtDeadline::Proceed && args.deadline.is_none() {
+        return Err(Failure::usage("--on-deadline proceed needs a --deadline"));
+    }
     let client = common.client()?;
     let capture = args.capture;
-    let mut request = DrainRequest::new(capture.clone(), args.requester.unwrap_or_else(requester));
+    let mut request = DrainRequest::new(capture.clone(), args.asks.name());
     request.reason = args.reason;
     request.dry_run = args.dry_run;
     request.avoid = args.avoid;
@@ -189,7 +203,10 @@ async fn wait(client: &Client, capture: &CaptureId, epoch: DrainEpoch, common: &
                 ));
                 continue;
             }
-            None => return Err(Failure::new(Exit::Internal, "following the drain ended")),
+            None => {
+                progress.finish();
+                return Err(silent(&format!("the drain of {capture} goes on once they do")));
+            }
         };
         let end = match standing(&view, epoch) {
             Standing::On => {
@@ -237,6 +254,13 @@ fn ended(end: &DrainEndView, common: &Common) -> Result<Exit, Failure> {
     Ok(exit)
 }
 
+/// Nobody answers any more.
+pub(super) fn silent(but: &str) -> Failure {
+    let seconds = SILENCE.as_secs();
+    let sentence = format!("no capture of the cluster has answered for {seconds} s; {but}: see `capturedrain status`");
+    Failure::new(Exit::Unreachable, sentence)
+}
+
 fn left(capture: &CaptureId, progress: &mut Progress, exit: Exit) -> Exit {
     progress.finish();
     say(&format!("the drain of {capture} goes on; call it off with `capturedrain cancel {capture}`"));
@@ -245,7 +269,7 @@ fn left(capture: &CaptureId, progress: &mut Progress, exit: Exit) -> Exit {
 
 pub(super) async fn cancel(args: CancelArgs, common: &Common) -> Result<Exit, Failure> {
     let capture = args.capture;
-    common.client()?.cancel(&capture, args.epoch.map(DrainEpoch), &requester()).await?;
+    common.client()?.cancel(&capture, args.epoch.map(DrainEpoch), &args.asks.name()).await?;
     let done = json!({ "capture": capture, "result": "cancelled" });
     common.print(&done, |_| format!("the drain of {capture} is called off\n"))?;
     Ok(Exit::Done)

@@ -185,7 +185,7 @@ async fn dispatch(command: Command, common: &Common) -> Result<Exit, Failure> {
         Command::Changefeed(command) => changefeed::run(command, common).await,
         Command::Apply(args) => apply::run(args, common).await,
         Command::Crd => crd(),
-        Command::Demo(args) => demo::run(args).await,
+        Command::Demo(args) => demo::run(args, common).await,
     }
 }
 
@@ -204,5 +204,25 @@ mod tests {
     #[test]
     fn the_commands_make_sense_to_the_parser() {
         Cli::command().debug_assert();
+    }
+
+    /// The options of a command and of those below it that are no environment variable.
+    fn without_variable(command: &clap::Command) -> Vec<String> {
+        let named = |option: &&clap::Arg| {
+            option.get_env().is_some_and(|name| {
+                let name = name.to_string_lossy();
+                name.starts_with("CAPTUREDRAIN_") || name.starts_with("POD_")
+            })
+        };
+        let options = command.get_opts().filter(|option| !matches!(option.get_id().as_str(), "help" | "version"));
+        let lacking = options
+            .filter(|option| !named(option))
+            .map(|option| format!("{} --{}", command.get_name(), option.get_id()));
+        lacking.chain(command.get_subcommands().flat_map(without_variable)).collect()
+    }
+
+    #[test]
+    fn every_option_is_also_an_environment_variable() {
+        assert_eq!(without_variable(&Cli::command()), Vec::<String>::new());
     }
 }

@@ -10,7 +10,7 @@ use super::{
     value,
 };
 use crate::{
-    node::{ServeConfig, serve},
+    node::{Ending, ServeConfig, serve},
     store::AnyStore,
 };
 
@@ -29,8 +29,8 @@ pub(super) struct ServerArgs {
     /// Listen on another address than loopback, although nothing is encrypted and nobody is asked who he is
     #[arg(long, env = "CAPTUREDRAIN_INSECURE")]
     insecure: bool,
-    /// Address at which others reach it [default: --addr]
-    #[arg(long, env = "CAPTUREDRAIN_ADVERTISE_ADDR", value_name = "HOST:PORT")]
+    /// Address at which others reach it; with --captures the port counts up [default: --addr]
+    #[arg(long, env = "CAPTUREDRAIN_ADVERTISE_ADDR", value_name = "HOST:PORT", value_parser = value::reachable)]
     advertise_addr: Option<String>,
     /// Name of the capture [default: `capture-` and its port]
     #[arg(long, env = "CAPTUREDRAIN_ID")]
@@ -118,6 +118,13 @@ pub(super) async fn run(args: ServerArgs) -> Result<Exit, Failure> {
             "{addr} is not a loopback address, and nothing is encrypted there: add --insecure if that is meant"
         )));
     }
+    if args.addr.ip().is_unspecified() && args.advertise_addr.is_none() {
+        let addr = args.addr;
+        return Err(Failure::usage(format!(
+            "{addr} is every address of this machine, and no other capture could reach it there: say with \
+             --advertise-addr HOST:PORT where they can"
+        )));
+    }
     if args.captures > 1 && !args.store.starts_with("embedded:") {
         return Err(Failure::usage("--captures above 1 needs --store embedded:PATH; with etcd run one process each"));
     }
@@ -136,6 +143,10 @@ pub(super) async fn run(args: ServerArgs) -> Result<Exit, Failure> {
         options,
         shutdown_timeout: args.shutdown_timeout,
     };
-    serve(config, store).await?;
-    Ok(Exit::Done)
+    Ok(match serve(config, store).await? {
+        Ending::Done => Exit::Done,
+        Ending::WorkLeft => Exit::Proceeded,
+        Ending::Interrupted => Exit::Interrupted,
+        Ending::Terminated => Exit::Terminated,
+    })
 }

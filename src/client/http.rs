@@ -1,6 +1,6 @@
 //! Changefeeds, by the HTTP API.
 
-use capturedrain_core::model::ChangefeedId;
+use capturedrain_core::model::{ChangefeedId, Refusal};
 use reqwest::{Method, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -14,16 +14,30 @@ use crate::{
 
 const NOTHING: Option<&()> = None;
 
+/// A call that was refused.
+struct Refused {
+    error: ClientError,
+    /// Whether an attempt before may have taken effect: its answer was lost, or was that nobody knows.
+    maybe_done: bool,
+}
+
+impl From<Refused> for ClientError {
+    fn from(refused: Refused) -> Self {
+        refused.error
+    }
+}
+
 impl Client {
     async fn http<B: Serialize, T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         body: Option<&B>,
-    ) -> Result<T, ClientError> {
+    ) -> Result<T, Refused> {
         let until = Instant::now() + PATIENCE;
         let mut reason = String::new();
-        for server in self.servers.iter().cycle() {
+        let mut maybe_done = false;
+        for server in self.servers.all().into_iter().cycle() {
             let mut call = self.http.request(method.clone(), format!("http://{server}/api/v2/{path}"));
             // What changes something may have to ask the source first.
             let reads = method == Method::GET;
@@ -32,22 +46,27 @@ impl Client {
                 call = call.json(body);
             }
             match call.send().await {
-                Err(error) => reason = format!("{server}: {}", cause(&error)),
+                Err(error) => {
+                    maybe_done |= !error.is_connect();
+                    reason = format!("{server}: {}", cause(&error));
+                }
                 Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => {
+                    maybe_done = true;
                     let error = answer.json::<ErrorView>().await;
                     reason = error.map_or_else(|error| cause(&error), |error| error.error_msg);
                 }
                 Ok(answer) if answer.status().is_success() => {
-                    return answer.json().await.map_err(|error| ClientError::Protocol(cause(&error)));
+                    let error = |error| ClientError::Protocol(cause(&error));
+                    return answer.json().await.map_err(|why| Refused { error: error(why), maybe_done });
                 }
-                Ok(answer) => return Err(refused(answer).await),
+                Ok(answer) => return Err(Refused { error: refused(answer).await, maybe_done }),
             }
             if Instant::now() + RETRY >= until {
                 break;
             }
             time::sleep(RETRY).await;
         }
-        Err(self.unreachable(reason))
+        Err(Refused { error: self.unreachable(reason), maybe_done })
     }
 
     /// Creates a changefeed.
@@ -55,7 +74,17 @@ impl Client {
     /// # Errors
     /// When it exists, cannot be run, or nobody answers.
     pub async fn create_changefeed(&self, new: &NewChangefeed) -> Result<CreatedChangefeed, ClientError> {
-        self.http(Method::POST, "changefeeds", Some(new)).await
+        let refused = match self.http(Method::POST, "changefeeds", Some(new)).await {
+            Ok(created) => return Ok(created),
+            Err(refused) => refused,
+        };
+        if let (true, ClientError::Refused(Refusal::ChangefeedExists(id))) = (refused.maybe_done, &refused.error) {
+            let there = self.changefeed(id).await?;
+            if is_wished(new, &there) {
+                return Ok(CreatedChangefeed { id: there.id, start_ts: there.start_ts, warnings: Vec::new() });
+            }
+        }
+        Err(refused.error)
     }
 
     /// All changefeeds.
@@ -63,7 +92,7 @@ impl Client {
     /// # Errors
     /// When nobody answers.
     pub async fn changefeeds(&self) -> Result<Vec<ChangefeedView>, ClientError> {
-        self.http(Method::GET, "changefeeds", NOTHING).await
+        Ok(self.http(Method::GET, "changefeeds", NOTHING).await?)
     }
 
     /// One changefeed.
@@ -71,7 +100,7 @@ impl Client {
     /// # Errors
     /// When there is none, or nobody answers.
     pub async fn changefeed(&self, id: &ChangefeedId) -> Result<ChangefeedView, ClientError> {
-        self.http(Method::GET, &format!("changefeeds/{id}"), NOTHING).await
+        Ok(self.http(Method::GET, &format!("changefeeds/{id}"), NOTHING).await?)
     }
 
     /// Stops a changefeed's work and keeps its position.
@@ -79,7 +108,8 @@ impl Client {
     /// # Errors
     /// When there is none, or nobody answers.
     pub async fn pause(&self, id: &ChangefeedId) -> Result<(), ClientError> {
-        self.http::<_, Value>(Method::POST, &format!("changefeeds/{id}/pause"), NOTHING).await.map(drop)
+        self.http::<_, Value>(Method::POST, &format!("changefeeds/{id}/pause"), NOTHING).await?;
+        Ok(())
     }
 
     /// Lets a paused or failed changefeed go on from its position.
@@ -87,7 +117,8 @@ impl Client {
     /// # Errors
     /// When there is none, or nobody answers.
     pub async fn resume(&self, id: &ChangefeedId) -> Result<(), ClientError> {
-        self.http::<_, Value>(Method::POST, &format!("changefeeds/{id}/resume"), NOTHING).await.map(drop)
+        self.http::<_, Value>(Method::POST, &format!("changefeeds/{id}/resume"), NOTHING).await?;
+        Ok(())
     }
 
     /// Removes a changefeed and its position.
@@ -95,8 +126,19 @@ impl Client {
     /// # Errors
     /// When there is none, or nobody answers.
     pub async fn delete(&self, id: &ChangefeedId) -> Result<(), ClientError> {
-        self.http::<_, Value>(Method::DELETE, &format!("changefeeds/{id}"), NOTHING).await.map(drop)
+        match self.http::<_, Value>(Method::DELETE, &format!("changefeeds/{id}"), NOTHING).await {
+            Ok(_) | Err(Refused { error: ClientError::Refused(Refusal::UnknownChangefeed(_)), maybe_done: true }) => {
+                Ok(())
+            }
+            Err(refused) => Err(refused.error),
+        }
     }
+}
+
+/// Whether a changefeed is the one that was wished for.
+fn is_wished(new: &NewChangefeed, there: &ChangefeedView) -> bool {
+    let same = (&there.source, &there.sink, there.span_max_keys) == (&new.source, &new.sink, new.span_max_keys);
+    same && new.start_ts.is_none_or(|start_ts| start_ts == there.start_ts)
 }
 
 async fn refused(answer: reqwest::Response) -> ClientError {

@@ -2,6 +2,7 @@
 
 mod convert;
 mod http;
+mod known;
 mod watch;
 
 use std::{future::Future, time::Duration};
@@ -13,12 +14,13 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+use self::known::Known;
 use crate::{
     view::{CaptureView, DrainEndView},
     wire::{cause, encode_drain, pb, refusal},
 };
 
-pub use self::convert::ClusterView;
+pub use self::{convert::ClusterView, watch::SILENCE};
 
 /// How long a call is tried again before the cluster counts as unreachable.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -66,8 +68,7 @@ pub enum ClientError {
 /// A way to a cluster.
 #[derive(Debug, Clone)]
 pub struct Client {
-    /// `host:port` each.
-    servers: Vec<String>,
+    servers: Known,
     http: reqwest::Client,
 }
 
@@ -91,15 +92,15 @@ impl Client {
         if servers.is_empty() {
             return Err(ClientError::Usage(String::new()));
         }
-        Ok(Self { servers, http: reqwest::Client::new() })
+        Ok(Self { servers: Known::new(servers), http: reqwest::Client::new() })
     }
 
     fn unreachable(&self, reason: String) -> ClientError {
-        ClientError::Unreachable { servers: self.servers.join(", "), reason }
+        ClientError::Unreachable { servers: self.servers.given().join(", "), reason }
     }
 
     fn attempt_timeout(&self) -> Duration {
-        if self.servers.len() > 1 { HEDGED_TIMEOUT } else { CALL_TIMEOUT }
+        if self.servers.all().len() > 1 { HEDGED_TIMEOUT } else { CALL_TIMEOUT }
     }
 
     async fn connect(&self, addr: &str) -> Result<Drains, String> {
@@ -118,8 +119,8 @@ impl Client {
         let until = Instant::now() + PATIENCE;
         let mut follow = None;
         let mut reason = String::new();
-        for server in self.servers.iter().cycle() {
-            let addr: String = follow.take().unwrap_or_else(|| server.clone());
+        for server in self.servers.all().into_iter().cycle() {
+            let addr: String = follow.take().unwrap_or(server);
             let attempt = match self.connect(&addr).await {
                 Err(why) => Attempt::Later(format!("{addr}: {why}")),
                 Ok(drains) => match time::timeout(self.attempt_timeout(), make(drains)).await {
@@ -166,7 +167,8 @@ impl Client {
         Ok(if answer.drained { Answer::Drained { epoch } } else { Answer::Draining { epoch, current } })
     }
 
-    /// Calls a drain off.
+    /// Calls a drain off. Without an epoch the drain of this capture that is on is meant: its epoch is looked up first, so
+    /// that a call whose answer was lost can be repeated.
     ///
     /// # Errors
     /// Refusals of the cluster, and when nobody answers.
@@ -176,6 +178,10 @@ impl Client {
         epoch: Option<DrainEpoch>,
         requester: &str,
     ) -> Result<(), ClientError> {
+        let epoch = match epoch {
+            Some(epoch) => Some(epoch),
+            None => self.epoch_of(capture).await?,
+        };
         let call = pb::CancelDrainRequest {
             capture_id: capture.to_string(),
             drain_epoch: epoch.map(|epoch| epoch.0),
@@ -186,6 +192,13 @@ impl Client {
             async move { drains.cancel_drain(call).await }
         };
         self.call(made).await.map(drop)
+    }
+
+    /// The epoch of the drain of a capture that is on.
+    async fn epoch_of(&self, capture: &CaptureId) -> Result<Option<DrainEpoch>, ClientError> {
+        let drain = self.status().await?.drain;
+        let of_it = drain.is_draining && drain.draining_capture_id.as_deref() == Some(capture.as_str());
+        Ok(of_it.then_some(DrainEpoch(drain.drain_epoch)))
     }
 
     /// Has a `Stopping` capture register anew.
@@ -211,7 +224,13 @@ impl Client {
     pub async fn status(&self) -> Result<ClusterView, ClientError> {
         let made = |mut drains: Drains| async move { drains.get_drain_status(pb::GetDrainStatusRequest {}).await };
         let answer = self.call(made).await?;
-        ClusterView::read(answer.view.unwrap_or_default()).map_err(ClientError::Protocol)
+        self.read(answer.view.unwrap_or_default())
+    }
+
+    /// What a coordinator says; whom it names can be asked from now on.
+    fn read(&self, view: pb::DrainView) -> Result<ClusterView, ClientError> {
+        self.servers.learn(view.captures.iter().map(|capture| capture.advertise_addr.as_str()));
+        ClusterView::read(view).map_err(ClientError::Protocol)
     }
 
     /// How earlier drains ended, oldest first.

@@ -5,7 +5,7 @@ use axum::{
     extract::{Path, Query, State},
     http::StatusCode,
 };
-use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, Liveness, Request};
+use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, Liveness, Request, check_requester};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -41,6 +41,7 @@ pub(super) async fn start(
     request.pod_uid = query.pod_uid.map(Into::into);
     request.deadline_ms = query.deadline_ms;
     request.reason = query.reason.unwrap_or_default();
+    request.check()?;
     let answer = hall.door.ask(Request::Drain(request)).await?;
     let accepted = |maintainers, dispatchers, drain_epoch, destinations| DrainAccepted {
         current_maintainer_count: maintainers,
@@ -99,6 +100,7 @@ pub(super) async fn cancel(
     Query(query): Query<CancelQuery>,
 ) -> Result<Json<Value>, HttpError> {
     let requester = query.requester.unwrap_or_else(|| REQUESTER.to_owned());
+    check_requester(&requester)?;
     let epoch = query.drain_epoch.map(DrainEpoch);
     hall.door.ask(Request::Cancel { capture: CaptureId::new(&id)?, epoch, requester }).await?;
     Ok(Json(json!({})))

@@ -5,7 +5,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use capturedrain_core::model::{NameError, Refusal};
+use capturedrain_core::model::{NameError, Refusal, TooLong};
 
 use crate::{view::ErrorView, wire::refusal};
 
@@ -78,6 +78,12 @@ impl From<Refusal> for HttpError {
 
 impl From<NameError> for HttpError {
     fn from(error: NameError) -> Self {
+        Self::BadRequest(error.to_string())
+    }
+}
+
+impl From<TooLong> for HttpError {
+    fn from(error: TooLong) -> Self {
         Self::BadRequest(error.to_string())
     }
 }

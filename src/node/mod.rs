@@ -17,7 +17,8 @@ use tokio::{
 };
 
 pub use serve::identity;
-pub use serve::{ServeConfig, serve};
+pub use serve::{Ending, ServeConfig, serve};
+pub use shutdown::Farewell;
 
 use self::driver::{Driver, Order, Tasks};
 use crate::{door::Door, http::ProbeError, pipeline::Pipeline, store::AnyStore, wire::Peers};
@@ -143,12 +144,13 @@ impl Node {
     }
 
     /// Drains it, as long as that may take, and ends it: what SIGTERM does.
-    pub async fn shut_down(self, timeout: Duration) {
+    pub async fn shut_down(self, timeout: Duration) -> Farewell {
         let _ = self.orders.send(Order::Terminate).await;
-        shutdown::drain_self(&self.door, self.addr, timeout).await;
+        let farewell = shutdown::drain_self(&self.door, self.addr, timeout).await;
         let _ = self.orders.send(Order::Leave).await;
         let _ = self.driver.await;
         self.server.abort();
+        farewell
     }
 
     /// Ends it at once, nothing flushed and no lease given back: what a kill does.

@@ -6,7 +6,7 @@ use capturedrain_core::model::{CaptureId, NodeEpoch, Options, PROTOCOL, Registra
 use futures::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Node, NodeConfig, NodeError, listen};
+use super::{Farewell, Node, NodeConfig, NodeError, listen};
 use crate::store::AnyStore;
 
 /// What a server is told.
@@ -16,7 +16,8 @@ pub struct ServeConfig {
     pub id: Option<CaptureId>,
     /// `host:port` to listen on; the port counts up with the captures.
     pub addr: SocketAddr,
-    /// `host:port` at which others reach the first capture; `None`: the address that it listens on.
+    /// `host:port` at which others reach the first capture, the port counting up with the captures; `None`: the address
+    /// that it listens on.
     pub advertise_addr: Option<String>,
     /// How many captures this process runs.
     pub captures: u16,
@@ -54,10 +55,7 @@ impl ServeConfig {
         let mut captures = Vec::new();
         for n in 0..self.captures.max(1) {
             let mut addr = self.addr;
-            let port = addr.port().checked_add(n).ok_or_else(|| NodeError::Listen {
-                addr: self.addr.to_string(),
-                source: std::io::Error::other(format!("there is no port for capture {n}")),
-            })?;
+            let port = addr.port().checked_add(n).ok_or_else(|| no_port(self.addr.to_string(), n))?;
             addr.set_port(if self.addr.port() == 0 { 0 } else { port });
             let name = match (&self.id, self.captures) {
                 (Some(id), 0..=1) => id.to_string(),
@@ -66,7 +64,7 @@ impl ServeConfig {
                 (None, _) => format!("capture-{n}"),
             };
             let id = CaptureId::new(&name)?;
-            let advertised = self.advertise_addr.clone().filter(|_| self.captures <= 1).unwrap_or(addr.to_string());
+            let advertised = self.advertised(n)?.unwrap_or(addr.to_string());
             let mut registration = identity(id, &advertised);
             registration.pod_name = self.pod_name.as_deref().map(Arc::from);
             registration.pod_uid = self.pod_uid.as_deref().map(Arc::from);
@@ -75,6 +73,34 @@ impl ServeConfig {
         }
         Ok(captures)
     }
+
+    /// Where others reach capture `n`; `None`: where it listens.
+    fn advertised(&self, n: u16) -> Result<Option<String>, NodeError> {
+        let Some((first, (host, port))) = self.advertise_addr.as_ref().and_then(|at| Some((at, at.rsplit_once(':')?)))
+        else {
+            return Ok(self.advertise_addr.clone());
+        };
+        let port = port.parse::<u16>().ok().and_then(|port| port.checked_add(n));
+        let port = port.ok_or_else(|| no_port(first.clone(), n))?;
+        Ok(Some(format!("{host}:{port}")))
+    }
+}
+
+fn no_port(addr: String, n: u16) -> NodeError {
+    NodeError::Listen { addr, source: std::io::Error::other(format!("there is no port for capture {n}")) }
+}
+
+/// How a server ended, once it was told to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// As it should: proven empty, or without a drain because none was wanted or nobody could have taken the work.
+    Done,
+    /// The time for the drain was up, and work was left.
+    WorkLeft,
+    /// By a second signal, SIGINT, before the drain was done.
+    Interrupted,
+    /// The same by SIGTERM.
+    Terminated,
 }
 
 /// Runs captures until SIGTERM or SIGINT; then has them drained, and ends.
@@ -84,7 +110,7 @@ impl ServeConfig {
 ///
 /// # Errors
 /// When one cannot be started, or cannot go on.
-pub async fn serve(config: ServeConfig, store: AnyStore) -> Result<(), NodeError> {
+pub async fn serve(config: ServeConfig, store: AnyStore) -> Result<Ending, NodeError> {
     let mut nodes = Vec::new();
     for (mut identity, addr) in config.identities()? {
         let listener = listen(&addr.to_string()).await?;
@@ -109,13 +135,17 @@ pub async fn serve(config: ServeConfig, store: AnyStore) -> Result<(), NodeError
         }
     };
     if let Some(ended) = failed {
-        return ended;
+        return ended.map(|()| Ending::Done);
     }
     let timeout = if nodes.len() > 1 { Duration::ZERO } else { config.shutdown_timeout };
-    tokio::select! {
-        _ = join_all(nodes.into_iter().map(|node| node.shut_down(timeout))) => {}
-        _ = terminate.recv() => tracing::warn!("second signal, ending at once"),
-        _ = interrupt.recv() => tracing::warn!("second signal, ending at once"),
+    let farewells = join_all(nodes.into_iter().map(|node| node.shut_down(timeout)));
+    let ending = tokio::select! {
+        farewells = farewells => if farewells.contains(&Farewell::TooLate) { Ending::WorkLeft } else { Ending::Done },
+        _ = terminate.recv() => Ending::Terminated,
+        _ = interrupt.recv() => Ending::Interrupted,
+    };
+    if matches!(ending, Ending::Terminated | Ending::Interrupted) {
+        tracing::warn!("second signal, ending at once");
     }
-    Ok(())
+    Ok(ending)
 }

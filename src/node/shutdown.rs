@@ -13,27 +13,34 @@ use crate::{
 /// How long after an attempt that came to nothing the next one follows.
 const RETRY: Duration = Duration::from_millis(300);
 
+/// How a capture leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Farewell {
+    /// Proven empty.
+    Empty,
+    /// With its work, since nobody is there to take it.
+    Alone,
+    /// With its work, as it was told.
+    Undrained,
+    /// With work left, since time was up.
+    TooLate,
+}
+
 /// Has the capture drained, and returns when it is proven empty, when nothing is left to protect, or when time is up.
-pub(super) async fn drain_self(door: &Door, addr: SocketAddr, timeout: Duration) {
+pub(super) async fn drain_self(door: &Door, addr: SocketAddr, timeout: Duration) -> Farewell {
     if timeout.is_zero() {
         tracing::info!(capture = %door.capture, "ending without a drain");
-        return;
+        return Farewell::Undrained;
     }
     tracing::info!(capture = %door.capture, timeout_ms = timeout.as_millis(), "ending: draining this capture first");
     let capture = &door.capture;
-    match time::timeout(timeout, until_drained(door, addr)).await {
-        Ok(Farewell::Empty) => tracing::info!(%capture, "nothing is left on this capture"),
-        Ok(Farewell::Alone) => tracing::warn!(%capture, "no other capture could take the work, ending with it"),
-        Err(_) => tracing::warn!(%capture, "time is up, ending with work left"),
+    let farewell = time::timeout(timeout, until_drained(door, addr)).await.unwrap_or(Farewell::TooLate);
+    match farewell {
+        Farewell::TooLate => tracing::warn!(%capture, "time is up, ending with work left"),
+        Farewell::Alone => tracing::warn!(%capture, "no other capture could take the work, ending with it"),
+        Farewell::Empty | Farewell::Undrained => tracing::info!(%capture, "nothing is left on this capture"),
     }
-}
-
-/// How a capture may leave.
-enum Farewell {
-    /// Nothing is on it.
-    Empty,
-    /// Nobody is there to take its work.
-    Alone,
+    farewell
 }
 
 async fn until_drained(door: &Door, addr: SocketAddr) -> Farewell {

@@ -77,6 +77,7 @@ pub fn parse(text: &str, file: &str) -> Result<Vec<CaptureDrain>, ManifestError>
 /// The rules that an API server checks, for manifests that never see one.
 fn broken_rule(drain: &CaptureDrain) -> Option<&'static str> {
     let spec = &drain.spec;
+    let reason_max = capturedrain_core::model::REASON_MAX_CHARS;
     let positive = |seconds: Option<i64>| seconds.is_none_or(|seconds| seconds > 0);
     [
         (drain.metadata.name.is_some(), "metadata.name is missing"),
@@ -88,6 +89,10 @@ fn broken_rule(drain: &CaptureDrain) -> Option<&'static str> {
         ),
         (positive(spec.deadline_seconds), "spec.deadlineSeconds has to be above 0"),
         (positive(spec.progress_deadline_seconds), "spec.progressDeadlineSeconds has to be above 0"),
+        (
+            spec.reason.as_ref().is_none_or(|reason| reason.chars().count() <= reason_max),
+            "spec.reason is longer than 1024 characters",
+        ),
         (positive(spec.release_after_seconds), "spec.releaseAfterSeconds has to be above 0"),
     ]
     .into_iter()
@@ -133,6 +138,7 @@ mod tests {
         check(&GOOD.replace("kind: CaptureDrain", "kind: Pod"), "Pod");
         check(&format!("{GOOD}  deadlineSeconds: 0\n"), "deadlineSeconds");
         check(&format!("{GOOD}  deadlineSeconds: soon\n"), "drain.yaml");
+        check(&format!("{GOOD}  reason: {}\n", "r".repeat(1025)), "spec.reason is longer than 1024");
         check("", "holds no");
         check("a: [", "drain.yaml");
     }

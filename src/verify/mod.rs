@@ -5,10 +5,12 @@ mod reader;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    ops::RangeInclusive,
     path::Path,
 };
 
 use capturedrain_core::model::CommitTs;
+use serde::Serialize;
 
 use self::reader::Effective;
 use crate::pipeline::{
@@ -33,7 +35,7 @@ pub enum VerifyError {
 }
 
 /// What the comparison found. Good when nothing is lost, doubled, out of order or foreign.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Proof {
     /// Rows of the sink that count.
     pub rows: u64,
@@ -249,6 +251,21 @@ pub fn against_synthetic(
     start_ts: CommitTs,
     checkpoint_ts: CommitTs,
 ) -> Result<Proof, VerifyError> {
+    against_synthetic_by(folder, source, start_ts, checkpoint_ts, &[]).map(|(proof, _)| proof)
+}
+
+/// The same, and what is lost, doubled and foreign among the rows that were committed in each of these stretches. What is
+/// out of order is only found where both rows are of one stretch.
+///
+/// # Errors
+/// When the sink cannot be read.
+pub fn against_synthetic_by(
+    folder: &Path,
+    source: &str,
+    start_ts: CommitTs,
+    checkpoint_ts: CommitTs,
+    stretches: &[RangeInclusive<CommitTs>],
+) -> Result<(Proof, Vec<Proof>), VerifyError> {
     let SourceUrl::Synthetic(url) = SourceUrl::parse(source)? else {
         let reason = "it is not a synthetic stream".to_owned();
         return Err(PipelineError::SourceUrl { url: source.to_owned(), reason }.into());
@@ -256,7 +273,14 @@ pub fn against_synthetic(
     let effective = reader::read(folder, checkpoint_ts)?;
     let tables = (0..url.tables).map(synthetic_table);
     let source: Vec<_> = tables.flat_map(|table| synthetic_rows(&url, &table, start_ts, checkpoint_ts)).collect();
-    Ok(compare_rows(&effective, &source))
+    let by_stretch = stretches.iter().map(|stretch| compare_stretch(&effective, &source, stretch));
+    Ok((compare_rows(&effective, &source), by_stretch.collect()))
+}
+
+/// Compares the rows of one stretch of commit timestamps.
+fn compare_stretch(effective: &Effective, source: &[Row], stretch: &RangeInclusive<CommitTs>) -> Proof {
+    let of = |rows: &[Row]| rows.iter().filter(|row| stretch.contains(&row.commit_ts)).cloned().collect::<Vec<_>>();
+    compare_rows(&Effective { rows: of(&effective.rows), start_ts: effective.start_ts }, &of(source))
 }
 
 #[cfg(test)]
@@ -284,6 +308,18 @@ mod tests {
         check(vec![b.clone(), a.clone(), c.clone()], &source, (0, 0, 1, 0));
         check(vec![a.clone(), row("k", 2, Some("x")), c.clone()], &source, (1, 0, 0, 1));
         check(vec![a, b, c, row("l", 3, None)], &source, (0, 0, 0, 1));
+    }
+
+    #[test]
+    fn damage_belongs_to_the_stretch_in_which_its_row_was_committed() {
+        let (a, b, c) = (row("k", 1, Some("a")), row("k", 2, Some("b")), row("k", 3, None));
+        let sink = Effective { rows: vec![a.clone(), a.clone(), c.clone()], start_ts: 1 };
+        let source = [a, b, c];
+        let of = |stretch| {
+            let proof = compare_stretch(&sink, &source, &stretch);
+            (proof.rows, proof.lost, proof.doubled)
+        };
+        assert_eq!([of(1..=1), of(2..=2), of(3..=9)], [(2, 0, 1), (0, 1, 0), (1, 0, 0)]);
     }
 
     #[test]

@@ -259,6 +259,9 @@ pub struct ChangefeedView {
     pub sink: String,
     /// The commit timestamp after which it starts; 0: with a snapshot of what is there.
     pub start_ts: u64,
+    /// A span with more keys than this is split; 0: never.
+    #[serde(default)]
+    pub span_max_keys: u64,
     /// Everything up to here is in the sink; `null` while unknown.
     pub checkpoint_ts: Option<u64>,
     /// Now minus the moment at which the source passed the checkpoint; `null` while unknown.
@@ -286,6 +289,7 @@ impl ChangefeedView {
             source: status.config.source.to_string(),
             sink: status.config.sink.to_string(),
             start_ts: status.config.start_ts,
+            span_max_keys: status.config.span_max_keys,
             checkpoint_ts: status.checkpoint_ts,
             lag_ms: status.checkpoint_at_ms.filter(|at| *at > 0).map(|at| now.0.saturating_sub(at)),
             maintainer: status.maintainer.as_ref().map(|(capture, ..)| capture.to_string()),

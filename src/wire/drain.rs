@@ -1,6 +1,6 @@
 //! `DrainService`: what callers ask of the coordinator.
 
-use capturedrain_core::model::{Answer, DrainEpoch, Refusal, Request, Snapshot};
+use capturedrain_core::model::{Answer, DrainEpoch, Refusal, Request, Snapshot, TooLong, check_requester};
 use futures::{Stream, StreamExt as _, future, stream::BoxStream};
 use tokio_stream::wrappers::WatchStream;
 use tonic::{Request as Call, Response, Status};
@@ -74,18 +74,24 @@ fn malformed(error: Malformed) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
+fn too_long(error: TooLong) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
 #[tonic::async_trait]
 impl pb::drain_service_server::DrainService for DrainDoor {
     type WatchDrainStream = BoxStream<'static, Result<pb::WatchDrainResponse, Status>>;
 
     async fn drain_capture(&self, call: Call<pb::DrainCaptureRequest>) -> Answered<pb::DrainCaptureResponse> {
         let request = decode_drain(call.into_inner()).map_err(malformed)?;
+        request.check().map_err(too_long)?;
         Ok(Response::new(encode_answer(self.ask(Request::Drain(request)).await?)))
     }
 
     async fn cancel_drain(&self, call: Call<pb::CancelDrainRequest>) -> Answered<pb::CancelDrainResponse> {
         let call = call.into_inner();
         let capture = capture(&call.capture_id).map_err(malformed)?;
+        check_requester(&call.requester).map_err(too_long)?;
         let epoch = call.drain_epoch.map(DrainEpoch);
         self.ask(Request::Cancel { capture, epoch, requester: call.requester }).await?;
         Ok(Response::new(pb::CancelDrainResponse {}))

@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
-    process::{Child, Command},
+    process::{Child, ChildStderr, Command},
     sync::oneshot,
     task::JoinHandle,
     time,
@@ -61,12 +61,19 @@ async fn send(pid: u32, signal: &str) {
 pub(crate) struct Cluster {
     name: String,
     store: String,
+    shutdown_timeout: String,
     captures: BTreeMap<String, (u16, Child)>,
 }
 
 impl Cluster {
     pub(crate) fn new(name: &str, store: &str) -> Self {
-        Self { name: name.to_owned(), store: store.to_owned(), captures: BTreeMap::new() }
+        let (name, store, shutdown_timeout) = (name.to_owned(), store.to_owned(), "60s".to_owned());
+        Self { name, store, shutdown_timeout, captures: BTreeMap::new() }
+    }
+
+    /// How long SIGTERM waits, of captures that are started from now on.
+    pub(crate) fn shutdown_timeout(&mut self, timeout: &str) {
+        timeout.clone_into(&mut self.shutdown_timeout);
     }
 
     pub(crate) fn start(&mut self, id: &str) {
@@ -91,7 +98,7 @@ impl Cluster {
         Command::new(BINARY)
             .args(["server", "--cluster", &self.name, "--store", &self.store, "--id", id])
             .args(["--addr", &format!("127.0.0.1:{port}"), "--lease", "3s", "--heartbeat", "300ms"])
-            .args(["--captures", &captures.to_string(), "--shutdown-timeout", "60s", "--log", "warn"])
+            .args(["--captures", &captures.to_string(), "--shutdown-timeout", &self.shutdown_timeout, "--log", "warn"])
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
             .kill_on_drop(true)
@@ -108,23 +115,30 @@ impl Cluster {
         run(args, &self.servers()).await
     }
 
-    /// Runs a command, and sends it SIGINT once it has said something.
-    pub(crate) async fn interrupted(&self, args: &[&str]) -> (i32, String) {
+    /// Starts a command that follows a drain, and waits until it does.
+    pub(crate) async fn waiter(&self, args: &[&str]) -> Waiter {
+        self.waiter_at(args, &self.servers()).await
+    }
+
+    /// The same, which knows only these servers.
+    pub(crate) async fn waiter_at(&self, args: &[&str], servers: &str) -> Waiter {
         let mut command = Command::new(BINARY);
-        command.args(args).env("CAPTUREDRAIN_SERVER", self.servers()).stdin(Stdio::null()).kill_on_drop(true);
+        command.args(args).env("CAPTUREDRAIN_SERVER", servers).stdin(Stdio::null()).kill_on_drop(true);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut said = String::new();
-        let ended = async {
-            // The second line follows the first look at the drain, when signals are listened for.
+        // The second line follows the first look at the drain, when signals are listened for.
+        let following = async {
             stderr.read_line(&mut said).await.unwrap();
             stderr.read_line(&mut said).await.unwrap();
-            send(child.id().unwrap(), "-INT").await;
-            stderr.read_to_string(&mut said).await.unwrap();
-            child.wait().await.unwrap().code().unwrap_or(-1)
         };
-        let code = time::timeout(PATIENCE, ended).await.expect("an end after SIGINT");
-        (code, said)
+        time::timeout(PATIENCE, following).await.expect("a command that follows");
+        Waiter { child, stderr, said }
+    }
+
+    /// The address of one, as `--server` takes it.
+    pub(crate) fn server(&self, id: &str) -> String {
+        format!("http://127.0.0.1:{}", self.captures[id].0)
     }
 
     pub(crate) async fn ok(&self, args: &[&str]) {
@@ -210,11 +224,52 @@ impl Cluster {
         self.signal(id, "-CONT").await;
     }
 
+    /// Signals until it ends: what somebody does who does not want to wait.
+    pub(crate) async fn insist(&mut self, id: &str, signal: &str) -> ExitStatus {
+        let (_, mut child) = self.captures.remove(id).unwrap();
+        wait_for(PATIENCE, "an end after signals", || {
+            let ended = child.try_wait().unwrap();
+            let pid = child.id();
+            async move {
+                if ended.is_none() {
+                    send(pid.unwrap(), signal).await;
+                }
+                ended
+            }
+        })
+        .await
+    }
+
     /// SIGTERM, and waits for the end.
     pub(crate) async fn terminate(&mut self, id: &str) -> ExitStatus {
         self.signal(id, "-TERM").await;
         let (_, mut child) = self.captures.remove(id).unwrap();
         time::timeout(Duration::from_secs(90), child.wait()).await.expect("an end after SIGTERM").unwrap()
+    }
+}
+
+/// A command that follows a drain.
+pub(crate) struct Waiter {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    said: String,
+}
+
+impl Waiter {
+    /// Its exit code, and what it said on standard error.
+    pub(crate) async fn end(mut self) -> (i32, String) {
+        let ended = async {
+            self.stderr.read_to_string(&mut self.said).await.unwrap();
+            self.child.wait().await.unwrap().code().unwrap_or(-1)
+        };
+        let code = time::timeout(Duration::from_mins(2), ended).await.expect("a waiter that ends");
+        (code, self.said)
+    }
+
+    /// The same, after a signal.
+    pub(crate) async fn end_by(self, signal: &str) -> (i32, String) {
+        send(self.child.id().unwrap(), signal).await;
+        self.end().await
     }
 }
 

@@ -6,6 +6,58 @@ use super::{
     CaptureId, ChangefeedConfig, ChangefeedId, DrainEpoch, NoPeersPolicy, NodeEpoch, OnDeadline, UnixMillis, WorkCount,
 };
 
+/// Longest name of who asks, in characters: a namespace and a name of Kubernetes fit in.
+pub const REQUESTER_MAX_CHARS: usize = 512;
+/// Longest reason of a drain, in characters.
+pub const REASON_MAX_CHARS: usize = 1024;
+/// Longest pod UID, in characters.
+pub const POD_UID_MAX_CHARS: usize = 128;
+/// Most captures that a drain may avoid.
+pub const AVOID_MAX: usize = 256;
+
+/// A part of a request that is longer than it may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("`{field}` is longer than {limit}")]
+pub struct TooLong {
+    /// Which part.
+    pub field: &'static str,
+    /// What it may be: a number and its unit.
+    pub limit: Limit,
+}
+
+/// How long something may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// So many characters.
+    Chars(usize),
+    /// So many captures.
+    Captures(usize),
+}
+
+impl std::fmt::Display for Limit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Chars(limit) => write!(f, "{limit} characters"),
+            Self::Captures(limit) => write!(f, "{limit} captures"),
+        }
+    }
+}
+
+/// Refuses a text that is too long to be kept.
+fn check_text(field: &'static str, text: &str, limit: usize) -> Result<(), TooLong> {
+    // Most texts are short in bytes already, and need no counting.
+    let fits = text.len() <= limit || text.chars().count() <= limit;
+    if fits { Ok(()) } else { Err(TooLong { field, limit: Limit::Chars(limit) }) }
+}
+
+/// Refuses a name of who asks that is too long to be kept.
+///
+/// # Errors
+/// When it is.
+pub fn check_requester(requester: &str) -> Result<(), TooLong> {
+    check_text("requester", requester, REQUESTER_MAX_CHARS)
+}
+
 /// Ties an answer to its request; given out by the process that asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
@@ -95,6 +147,20 @@ impl DrainRequest {
             dry_run: false,
         }
     }
+
+    /// Whether all of it is short enough to be kept: doors ask this of strangers' requests.
+    ///
+    /// # Errors
+    /// Which part is not.
+    pub fn check(&self) -> Result<(), TooLong> {
+        check_requester(&self.requester)?;
+        check_text("reason", &self.reason, REASON_MAX_CHARS)?;
+        check_text("pod_uid", self.pod_uid.as_deref().unwrap_or_default(), POD_UID_MAX_CHARS)?;
+        if self.avoid.len() > AVOID_MAX {
+            return Err(TooLong { field: "avoid", limit: Limit::Captures(AVOID_MAX) });
+        }
+        Ok(())
+    }
 }
 
 /// The answer to a call that was carried out.
@@ -177,5 +243,34 @@ impl Refusal {
             Self::Mismatch(_) => "MISMATCH",
             Self::Conflict(_) => "CONFLICT",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use super::*;
+
+    fn check(change: impl FnOnce(&mut DrainRequest), says: Option<&str>) {
+        let mut request = DrainRequest::new(CaptureId::new("b").unwrap(), "someone");
+        change(&mut request);
+        assert_eq!(request.check().err().map(|error| error.to_string()).as_deref(), says);
+    }
+
+    #[test]
+    fn what_is_kept_of_a_request_has_limits() {
+        check(|_| {}, None);
+        check(|request| request.requester = "ü".repeat(512), None);
+        check(|request| request.requester = "ü".repeat(513), Some("`requester` is longer than 512 characters"));
+        check(|request| request.reason = "r".repeat(1024), None);
+        check(|request| request.reason = "r".repeat(1025), Some("`reason` is longer than 1024 characters"));
+        check(
+            |request| request.pod_uid = Some("u".repeat(129).into()),
+            Some("`pod_uid` is longer than 128 characters"),
+        );
+        let captures = |count| (0..count).map(|n| CaptureId::new(format!("c{n}")).unwrap()).collect();
+        check(|request| request.avoid = captures(256), None);
+        check(|request| request.avoid = captures(257), Some("`avoid` is longer than 256 captures"));
     }
 }

@@ -24,6 +24,9 @@ pub const VALUE_VERSION: u32 = 1;
 /// The protocol versions that this build speaks with other captures, both ends included.
 pub const PROTOCOL: ProtocolRange = ProtocolRange { min: 1, max: 1 };
 
+/// How many of those who asked for a drain are remembered.
+pub const REQUESTERS_MAX: usize = 32;
+
 /// Fields of a newer build, carried along untouched.
 pub type Unknown = BTreeMap<String, serde_json::Value>;
 
@@ -274,7 +277,7 @@ pub struct DrainRecord {
     /// The pod that is meant, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<Arc<str>>,
-    /// Who asked for it, each once, in the order of asking.
+    /// Who asked for it, each once, in the order of asking: the first, and the latest of all others.
     pub requesters: Vec<String>,
     /// Why, in a person's words.
     #[serde(default)]
@@ -307,6 +310,15 @@ impl DrainRecord {
     /// The target, in the life that the drain is for.
     pub fn incarnation(&self) -> Incarnation {
         Incarnation { capture: self.target.clone(), node_epoch: self.node_epoch }
+    }
+
+    /// Takes in somebody who asks for the same. The first who asked stays known; of the others the latest do.
+    pub fn add_requester(&mut self, requester: &str) {
+        if !self.requesters.iter().any(|known| known == requester) {
+            self.requesters.push(requester.to_owned());
+        }
+        let surplus = self.requesters.len().saturating_sub(REQUESTERS_MAX);
+        self.requesters.drain(1..=surplus);
     }
 
     /// Whether the deadline has passed.
@@ -469,6 +481,20 @@ mod tests {
             assert_eq!(KeyName::parse(&name.key()), Some(name.clone()));
             assert_eq!(&*name.key() < KeyName::WATCH_END, !matches!(name, KeyName::Position(_)), "{name:?}");
         }
+    }
+
+    #[test]
+    fn those_who_ask_are_remembered_up_to_a_limit() {
+        let json = br#"{"version":1,"epoch":1,"target":"b","node_epoch":"01","requesters":["first"],"started_at_ms":0,
+            "initial":{"maintainers":0,"dispatchers":0}}"#;
+        let mut record: DrainRecord = decode("drain/record", json).unwrap();
+        for n in 0..2 * REQUESTERS_MAX {
+            record.add_requester(&format!("r{n}"));
+            record.add_requester("first");
+        }
+        assert_eq!(record.requesters.len(), REQUESTERS_MAX);
+        assert_eq!((&*record.requesters[0], &*record.requesters[1]), ("first", "r33"));
+        assert_eq!(record.requesters.last().map(String::as_str), Some("r63"));
     }
 
     #[test]
