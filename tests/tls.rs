@@ -498,6 +498,34 @@ async fn an_open_call_ends_when_its_certificate_is_no_longer_trusted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_a_ca_file_the_system_says_who_is_believed_and_nobody_is_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("of the system");
+    let server = authority.issue(folder.path(), "server", &Subject::new("the captures", ""));
+    let store = format!("embedded:{}", folder.path().join("store.redb").display());
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let command = |args: &[&str], roots: &Path| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_capturedrain"));
+        command.args(args).env("SSL_CERT_FILE", roots).env_remove("SSL_CERT_DIR").kill_on_drop(true);
+        command
+    };
+    let addr = format!("127.0.0.1:{port}");
+    let options = &server.options("tls")[2..];
+    let args = ["server", "--store", &store, "--addr", &addr, "--lease", "3s", "--log", "off"];
+    let _server = command(&[&args[..], &strs(options)].concat(), &server.ca).spawn().unwrap();
+    let url = format!("https://{addr}");
+    let asked = ["captures", "--server", &url];
+    wait_for(Duration::from_secs(20), "an answer", || async {
+        command(&asked, &server.ca).output().await.unwrap().status.success().then_some(())
+    })
+    .await;
+    let other = folder.path().join("other.pem");
+    replace(&other, &Authority::new("other").pem());
+    let refused = command(&asked, &other).output().await.unwrap();
+    assert_eq!(refused.status.code(), Some(10), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn slow_and_half_open_clients_do_not_stop_others() {
     let fort = Fort::start().await;
     let addr = fort.addr(0);
