@@ -77,7 +77,7 @@ pub(super) fn notes(outcome: &Outcome) -> Vec<String> {
         "Added: from the order to leave until all work runs elsewhere, as calm.".to_owned(),
     ];
     if outcome.departures.iter().any(|departure| departure.coordinator.is_some()) {
-        notes.push("The coordinator was killed half-way through the drain; its own line says".to_owned());
+        notes.push("The coordinator was killed in the middle of the drain; its own line says".to_owned());
         notes.push("what that did until the lag was calm, and the line above it the rest.".to_owned());
     }
     notes
