@@ -117,6 +117,7 @@ async fn who_is_there(calls: &Calls, local: &Local) {
             assert_eq!(calls.get(url, path).await.status, 200, "{path}");
         }
         assert_eq!(calls.get(url, "/readyz").await.status, 200);
+        assert_eq!(calls.get(url, "/metrics").await.status, 200);
         assert_eq!(calls.get(url, "/api/openapi.json").await.json["info"]["title"], "capturedrain");
     }
 }

@@ -121,7 +121,7 @@ impl Refused {
         let (status, code) = match self {
             Self::Stranger => (StatusCode::UNAUTHORIZED, "CDC:ErrUnauthorized"),
             Self::Role { .. } => (StatusCode::FORBIDDEN, "CDC:ErrUnauthorized"),
-            Self::TooLong => (StatusCode::PAYLOAD_TOO_LARGE, "CDC:ErrAPIInvalidParam"),
+            Self::TooLong => (StatusCode::PAYLOAD_TOO_LARGE, "CDC:ErrAPIBodyTooLarge"),
             Self::SlowBody(_) => (StatusCode::REQUEST_TIMEOUT, "CDC:ErrAPIInvalidParam"),
             Self::BrokenBody | Self::SpeakTls => (StatusCode::BAD_REQUEST, "CDC:ErrAPIInvalidParam"),
             Self::SlowCall(_) => (StatusCode::SERVICE_UNAVAILABLE, "CDC:ErrOwnerNotReady"),
