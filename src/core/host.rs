@@ -3,14 +3,14 @@
 //! The seal is derived, not remembered: while the highest state that was heard lists this capture as not `Alive`, every
 //! creation of work is refused; a later state that no longer does lifts it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use crate::{
     maintainer::Maintainer,
     model::{
         ChangefeedConfig, ChangefeedEpoch, ChangefeedId, CommitTs, DispatcherFate, DispatcherNews, DrainEpoch,
-        DrainState, HostedDispatcher, Incarnation, MESSAGE_MAX_DISPATCHERS, MaintainerPhase, MaintainerReport,
-        NewDispatcher, Order, Report, Span, SpanId, Status, WorkCount, WriterEpoch,
+        DrainState, HostedDispatcher, Incarnation, MESSAGE_MAX_BYTES, MESSAGE_MAX_DISPATCHERS, MaintainerPhase,
+        MaintainerReport, NewDispatcher, Order, Report, Span, SpanId, Status, WorkCount, WriterEpoch, parts,
     },
     mutant::{Mutant, Mutants},
     store::Revision,
@@ -94,7 +94,6 @@ pub(crate) struct Host {
     gone: BTreeMap<ChangefeedId, ChangefeedEpoch>,
     dispatcher_count: u64,
     reports: u64,
-    answers: u64,
 }
 
 impl Host {
@@ -110,7 +109,6 @@ impl Host {
             gone: BTreeMap::new(),
             dispatcher_count: 0,
             reports: 0,
-            answers: 0,
         }
     }
 
@@ -286,7 +284,7 @@ impl Host {
         }
         feed.maintainer = Some(from.clone());
         match order {
-            Order::Bootstrap { .. } => self.tell_inventory(changefeed),
+            Order::Bootstrap { after, .. } => self.tell_inventory(changefeed, after),
             Order::Create { config, dispatchers } => self.create(changefeed, &config, dispatchers),
             Order::Stop(dispatchers) => self.stop(changefeed, &dispatchers),
         }
@@ -302,28 +300,24 @@ impl Host {
         self.stop(changefeed, &spans)
     }
 
-    fn tell_inventory(&mut self, changefeed: &ChangefeedId) -> Vec<HostOutput> {
+    fn tell_inventory(&mut self, changefeed: &ChangefeedId, after: Option<SpanId>) -> Vec<HostOutput> {
         let Some(feed) = self.feeds.get(changefeed) else { return Vec::new() };
-        let hosted: Vec<_> = feed
-            .dispatchers
-            .values()
-            .map(|d| HostedDispatcher {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut rest = feed.dispatchers.range((from, Bound::Unbounded)).map(|(_, d)| d).peekable();
+        let (mut dispatchers, mut bytes) = (Vec::new(), 0);
+        while dispatchers.len() < MESSAGE_MAX_DISPATCHERS
+            && let Some(d) = rest.next_if(|d| bytes == 0 || bytes + d.span.bytes() <= MESSAGE_MAX_BYTES)
+        {
+            bytes += d.span.bytes();
+            dispatchers.push(HostedDispatcher {
                 span: d.span.clone(),
                 writer_epoch: d.writer_epoch,
                 checkpoint_ts: d.checkpoint_ts,
                 stopping: d.state == DispatcherState::Stopping,
-            })
-            .collect();
-        let mut parts: Vec<_> = hosted.chunks(MESSAGE_MAX_DISPATCHERS).map(<[_]>::to_vec).collect();
-        if parts.is_empty() {
-            parts.push(Vec::new());
+            });
         }
-        let count = u32::try_from(parts.len()).unwrap_or(u32::MAX);
-        self.answers += 1;
-        let answer = self.answers;
-        let inventory = |(dispatchers, part)| Status::Inventory { answer, part, parts: count, dispatchers };
-        let statuses = parts.into_iter().zip(0..).map(inventory);
-        statuses.filter_map(|status| feed.tell(changefeed, status)).collect()
+        let status = Status::Inventory { after, dispatchers, more: rest.peek().is_some() };
+        feed.tell(changefeed, status).into_iter().collect()
     }
 
     fn create(
@@ -472,8 +466,8 @@ impl Host {
     fn flush_news(&mut self, changefeed: &ChangefeedId) -> Vec<HostOutput> {
         let Some(feed) = self.feeds.get_mut(changefeed) else { return Vec::new() };
         let news = std::mem::take(&mut feed.news);
-        let parts = news.chunks(MESSAGE_MAX_DISPATCHERS);
-        parts.filter_map(|part| feed.tell(changefeed, Status::Progress(part.to_vec()))).collect()
+        let parts = parts(news, DispatcherNews::bytes).into_iter();
+        parts.filter_map(|part| feed.tell(changefeed, Status::Progress(part))).collect()
     }
 }
 
