@@ -465,6 +465,7 @@ mod tests {
         let report = Report {
             sequence: 1,
             echo: Stamp { term: Term(2), version: 3 },
+            beat: 12,
             last_epoch: DrainEpoch(4),
             inventory: WorkCount { maintainers: 5, dispatchers: 6 },
             maintainers: vec![MaintainerReport { dispatchers: None, error: None, ..maintainer.clone() }, maintainer],

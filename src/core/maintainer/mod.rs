@@ -25,9 +25,9 @@ use self::{
 };
 use crate::{
     model::{
-        ChangefeedConfig, ChangefeedEpoch, ChangefeedId, CommitTs, DispatcherFate, DispatcherNews, DrainState,
-        Heartbeat, Incarnation, Instant, MaintainerPhase, MaintainerReport, NewDispatcher, Now, Options, Order,
-        Position, Span, SpanId, Status, WriterEpoch, parts,
+        CaptureId, ChangefeedConfig, ChangefeedEpoch, ChangefeedId, CommitTs, DispatcherFate, DispatcherNews,
+        DrainState, Heartbeat, Incarnation, Instant, MaintainerPhase, MaintainerReport, NewDispatcher, Now, Options,
+        Order, Position, Span, SpanId, Status, WriterEpoch, parts,
     },
     mutant::{Mutant, Mutants},
     store::{Revision, Txn, TxnOutcome},
@@ -243,23 +243,38 @@ impl Maintainer {
         [orders, queue, self.bootstrap.wake_at(), self.persist_at()].into_iter().flatten().min()
     }
 
+    /// How far it is.
+    pub(crate) fn phase(&self) -> MaintainerPhase {
+        if self.running { MaintainerPhase::Running } else { MaintainerPhase::Bootstrapping }
+    }
+
+    /// How many of its dispatchers are on the move.
+    pub(crate) fn in_flight(&self) -> u32 {
+        u32::try_from(self.spans.moving()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether it is sure to have nothing on a capture.
+    pub(crate) fn has_nothing_on(&self, capture: &CaptureId) -> bool {
+        self.running && !self.spans.is_on(capture) && !self.surplus.is_on(capture)
+    }
+
     /// What the coordinator is told.
     pub fn report(&self) -> MaintainerReport {
         MaintainerReport {
             changefeed: self.changefeed.clone(),
             epoch: self.epoch,
-            phase: if self.running { MaintainerPhase::Running } else { MaintainerPhase::Bootstrapping },
+            phase: self.phase(),
             stamp: self.state.stamp,
             checkpoint_ts: self.checkpoint_ts,
             checkpoint_at_ms: self.checkpoint_at_ms,
             dispatchers: self.running.then(|| self.counts()),
-            in_flight: u32::try_from(self.spans.moving()).unwrap_or(u32::MAX),
+            in_flight: self.in_flight(),
             share: self.share,
             error: self.error.clone(),
         }
     }
 
-    fn counts(&self) -> BTreeMap<crate::model::CaptureId, u64> {
+    fn counts(&self) -> BTreeMap<CaptureId, u64> {
         let mut counts = self.spans.counts();
         for (capture, count) in self.surplus.counts() {
             *counts.entry(capture.clone()).or_default() += count;

@@ -357,6 +357,10 @@ impl Spans {
         counts
     }
 
+    pub(super) fn is_on(&self, capture: &CaptureId) -> bool {
+        self.by_host.keys().any(|host| host.capture == *capture)
+    }
+
     pub(super) fn count_on(&self, host: &Incarnation) -> usize {
         self.by_host.get(host).map_or(0, OnHost::len)
     }

@@ -57,6 +57,10 @@ impl Surplus {
         self.due.first().map(|(due, ..)| *due)
     }
 
+    pub(super) fn is_on(&self, capture: &CaptureId) -> bool {
+        self.by_host.keys().any(|host| host.capture == *capture)
+    }
+
     /// How many there are on each capture.
     pub(super) fn counts(&self) -> impl Iterator<Item = (&CaptureId, u64)> {
         self.by_host.iter().map(|(host, writers)| (&host.capture, writers.len() as u64))

@@ -164,16 +164,26 @@ pub struct Report {
     pub sequence: u64,
     /// The stamp of the highest state that it has heard.
     pub echo: Stamp,
+    /// The beat of the heartbeat that it has heard last.
+    pub beat: u64,
     /// The highest drain epoch that it ever heard.
     pub last_epoch: DrainEpoch,
     /// All that it has, in any state.
     pub inventory: WorkCount,
-    /// Its maintainers.
+    /// Its maintainers, in the order of their changefeeds.
     pub maintainers: Vec<MaintainerReport>,
     /// Placements that it was told to end or has ended: never started again.
     pub ended: BTreeMap<ChangefeedId, ChangefeedEpoch>,
     /// How many dispatchers it has of each changefeed, and the highest epoch that created one.
     pub dispatchers: BTreeMap<ChangefeedId, (u64, ChangefeedEpoch)>,
+}
+
+impl Report {
+    /// What it says of the maintainer of a changefeed.
+    pub(crate) fn maintainer(&self, changefeed: &ChangefeedId) -> Option<&MaintainerReport> {
+        let found = self.maintainers.binary_search_by(|m| m.changefeed.cmp(changefeed));
+        found.ok().and_then(|at| self.maintainers.get(at))
+    }
 }
 
 /// How far a maintainer is.
