@@ -110,6 +110,7 @@ impl Tuning {
             history_max: self.history,
             drain_maintainer_batch_size: self.drain_maintainer_batch_size,
             drain_dispatcher_batch_size: self.drain_dispatcher_batch_size,
+            event_max_spans: defaults.event_max_spans,
         })
     }
 }

@@ -3,14 +3,19 @@
 //! The seal is derived, not remembered: while the highest state that was heard lists this capture as not `Alive`, every
 //! creation of work is refused; a later state that no longer does lifts it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    sync::Arc,
+};
 
 use crate::{
-    maintainer::Maintainer,
+    maintainer::{Input, Output},
+    maintainers::Maintainers,
     model::{
         ChangefeedConfig, ChangefeedEpoch, ChangefeedId, CommitTs, DispatcherFate, DispatcherNews, DrainEpoch,
-        DrainState, HostedDispatcher, Incarnation, MESSAGE_MAX_DISPATCHERS, MaintainerPhase, MaintainerReport,
-        NewDispatcher, Order, Report, Span, SpanId, Status, WorkCount, WriterEpoch,
+        DrainState, HostedDispatcher, Incarnation, MESSAGE_MAX_BYTES, MESSAGE_MAX_DISPATCHERS, NewDispatcher, Now,
+        Order, Report, Span, SpanId, Status, WorkCount, WriterEpoch, parts,
     },
     mutant::{Mutant, Mutants},
     store::Revision,
@@ -58,19 +63,6 @@ struct Feed {
     unheard: BTreeMap<SpanId, DispatcherNews>,
 }
 
-/// A maintainer that runs here.
-#[derive(Debug)]
-enum HostedMaintainer {
-    Running {
-        epoch: ChangefeedEpoch,
-        maintainer: Box<Maintainer>,
-    },
-    /// Its table trigger is ending.
-    Ending {
-        epoch: ChangefeedEpoch,
-    },
-}
-
 /// What the host wants done.
 #[derive(Debug)]
 pub(crate) enum HostOutput {
@@ -87,14 +79,19 @@ pub(crate) struct Host {
     /// The highest drain epoch heard in any state.
     last_epoch: DrainEpoch,
     feeds: BTreeMap<ChangefeedId, Feed>,
-    maintainers: BTreeMap<ChangefeedId, HostedMaintainer>,
+    pub(crate) maintainers: Maintainers,
     /// The highest placement of each changefeed that was started or told to stop here.
     placements: BTreeMap<ChangefeedId, ChangefeedEpoch>,
     /// The highest number known of changefeeds that are no more.
     gone: BTreeMap<ChangefeedId, ChangefeedEpoch>,
+    /// Changefeeds that may be no more.
+    doubtful: BTreeSet<ChangefeedId>,
+    /// Changefeeds of which news wait.
+    waiting: BTreeSet<ChangefeedId>,
+    /// Whether some of these shall not wait for the next flush.
+    hurry: bool,
     dispatcher_count: u64,
     reports: u64,
-    answers: u64,
 }
 
 impl Host {
@@ -105,12 +102,14 @@ impl Host {
             state: DrainState::default(),
             last_epoch: DrainEpoch::default(),
             feeds: BTreeMap::new(),
-            maintainers: BTreeMap::new(),
+            maintainers: Maintainers::default(),
             placements: BTreeMap::new(),
             gone: BTreeMap::new(),
+            doubtful: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            hurry: false,
             dispatcher_count: 0,
             reports: 0,
-            answers: 0,
         }
     }
 
@@ -142,78 +141,54 @@ impl Host {
     pub(crate) fn admit_maintainer(&mut self, changefeed: &ChangefeedId, epoch: ChangefeedEpoch) -> bool {
         let known = self.placements.get(changefeed).copied().unwrap_or_default();
         let repeated = epoch <= known && !self.mutants.has(Mutant::StartsOldPlacement);
-        if self.is_sealed() || repeated || self.is_gone(changefeed, epoch) || self.maintainers.contains_key(changefeed)
-        {
+        if self.is_sealed() || repeated || self.is_gone(changefeed, epoch) || self.maintainers.has(changefeed) {
             return false;
         }
         self.placements.insert(changefeed.clone(), epoch);
+        self.doubtful.insert(changefeed.clone());
         true
     }
 
-    /// Takes in a maintainer that was admitted.
-    pub(crate) fn install(&mut self, changefeed: ChangefeedId, epoch: ChangefeedEpoch, maintainer: Box<Maintainer>) {
-        self.maintainers.insert(changefeed, HostedMaintainer::Running { epoch, maintainer });
+    /// Gives an input to the running maintainer of a changefeed, of this epoch.
+    pub(crate) fn tell_maintainer(
+        &mut self,
+        changefeed: &ChangefeedId,
+        epoch: ChangefeedEpoch,
+        input: Input<'_>,
+        now: Now,
+    ) -> Vec<Output> {
+        let target = self.state.drain.as_ref().map(|drain| &drain.target.capture);
+        self.maintainers.handle(changefeed, epoch, input, target, now)
     }
 
     /// Ends the maintainer of this placement or a lower one.
     pub(crate) fn stop_maintainer(&mut self, changefeed: &ChangefeedId, epoch: ChangefeedEpoch) -> Vec<HostOutput> {
         let known = self.placements.entry(changefeed.clone()).or_default();
         *known = epoch.max(*known);
-        match self.maintainers.get_mut(changefeed) {
-            Some(hosted @ HostedMaintainer::Running { .. }) => {
-                let HostedMaintainer::Running { epoch: running, .. } = *hosted else { return Vec::new() };
-                if running > epoch {
-                    return Vec::new();
-                }
-                if self.mutants.has(Mutant::TriggerLeftBehind) {
-                    self.maintainers.remove(changefeed);
-                    return Vec::new();
-                }
-                *hosted = HostedMaintainer::Ending { epoch: running };
-                vec![HostOutput::Work(WorkOrder::StopTrigger { changefeed: changefeed.clone(), epoch: running })]
-            }
-            Some(HostedMaintainer::Ending { epoch: ending }) => {
-                vec![HostOutput::Work(WorkOrder::StopTrigger { changefeed: changefeed.clone(), epoch: *ending })]
-            }
-            None => Vec::new(),
+        self.doubtful.insert(changefeed.clone());
+        let Some(ending) = self.maintainers.end(changefeed, epoch) else { return Vec::new() };
+        if self.mutants.has(Mutant::TriggerLeftBehind) {
+            self.maintainers.remove(changefeed, ending);
+            return Vec::new();
         }
+        vec![HostOutput::Work(WorkOrder::StopTrigger { changefeed: changefeed.clone(), epoch: ending })]
     }
 
     /// The table trigger of an ended maintainer is gone, and with it the maintainer.
-    pub(crate) fn trigger_stopped(&mut self, changefeed: &ChangefeedId, epoch: ChangefeedEpoch) -> bool {
-        let ended =
-            matches!(self.maintainers.get(changefeed), Some(HostedMaintainer::Ending { epoch: at }) if *at == epoch);
-        if ended {
-            self.maintainers.remove(changefeed);
-        }
-        ended
-    }
-
-    /// The running maintainer of a changefeed, of this epoch.
-    pub(crate) fn maintainer(&mut self, changefeed: &ChangefeedId, epoch: ChangefeedEpoch) -> Option<&mut Maintainer> {
-        match self.maintainers.get_mut(changefeed) {
-            Some(HostedMaintainer::Running { epoch: at, maintainer }) if *at == epoch => Some(maintainer),
-            _ => None,
+    pub(crate) fn trigger_stopped(&mut self, changefeed: &ChangefeedId, epoch: ChangefeedEpoch) {
+        if self.maintainers.remove(changefeed, epoch) {
+            self.doubtful.insert(changefeed.clone());
         }
     }
 
-    /// All running maintainers, in order.
-    pub(crate) fn running(&mut self) -> impl Iterator<Item = (&ChangefeedId, ChangefeedEpoch, &mut Maintainer)> {
-        self.maintainers.iter_mut().filter_map(|(changefeed, hosted)| match hosted {
-            HostedMaintainer::Running { epoch, maintainer } => Some((changefeed, *epoch, &mut **maintainer)),
-            HostedMaintainer::Ending { .. } => None,
-        })
+    /// What is not known to exist any more, or of which something ended, is looked at.
+    pub(crate) fn doubt(&mut self, changefeed: &ChangefeedId) {
+        self.doubtful.insert(changefeed.clone());
     }
 
-    /// The earliest time at which a maintainer wants to be woken.
-    pub(crate) fn wake_at(&self) -> Option<crate::model::Instant> {
-        self.maintainers
-            .values()
-            .filter_map(|hosted| match hosted {
-                HostedMaintainer::Running { maintainer, .. } => maintainer.wake_at(),
-                HostedMaintainer::Ending { .. } => None,
-            })
-            .min()
+    /// All changefeeds are looked at.
+    pub(crate) fn doubt_all(&mut self) {
+        self.doubtful.extend(self.placements.keys().chain(self.feeds.keys()).cloned());
     }
 
     /// Changefeeds that are no more: of each only the number is kept below which everything late is refused.
@@ -221,16 +196,31 @@ impl Host {
     /// An order can overtake what is told of the store. A changefeed epoch is at least the revision at which its placing
     /// was decided, so a view that has not come as far cannot say that its changefeed is no more.
     pub(crate) fn forget_changefeeds(&mut self, revision: Revision, exists: impl Fn(&ChangefeedId) -> bool) {
-        let maintainers = &self.maintainers;
-        let over = |id: &ChangefeedId, epoch: ChangefeedEpoch| {
-            epoch.0 <= revision && !exists(id) && !maintainers.contains_key(id)
-        };
-        let placed = self.placements.extract_if(.., |id, epoch| over(id, *epoch));
-        let hosted = self.feeds.extract_if(.., |id, feed| over(id, feed.epoch) && feed.dispatchers.is_empty());
-        for (changefeed, epoch) in placed.chain(hosted.map(|(id, feed)| (id, feed.epoch))) {
-            let highest = self.gone.entry(changefeed).or_default();
-            *highest = epoch.max(*highest);
+        let doubtful = std::mem::take(&mut self.doubtful);
+        for id in doubtful {
+            if exists(&id) || self.maintainers.has(&id) {
+                continue;
+            }
+            let placed = self.placements.get(&id).copied();
+            let hosted = self.feeds.get(&id).filter(|feed| feed.dispatchers.is_empty()).map(|feed| feed.epoch);
+            let over = |epoch: &ChangefeedEpoch| epoch.0 <= revision;
+            if let Some(epoch) = placed.filter(over) {
+                self.placements.remove(&id);
+                self.note_gone(&id, epoch);
+            }
+            if let Some(epoch) = hosted.filter(over) {
+                self.feeds.remove(&id);
+                self.note_gone(&id, epoch);
+            }
+            if !placed.iter().chain(&hosted).all(over) {
+                self.doubtful.insert(id);
+            }
         }
+    }
+
+    fn note_gone(&mut self, changefeed: &ChangefeedId, epoch: ChangefeedEpoch) {
+        let highest = self.gone.entry(changefeed.clone()).or_default();
+        *highest = epoch.max(*highest);
     }
 
     /// Whether it comes from a changefeed that is no more.
@@ -238,19 +228,16 @@ impl Host {
         self.gone.get(changefeed).is_some_and(|highest| epoch <= *highest)
     }
 
-    /// What the coordinator is told.
-    pub(crate) fn report(&mut self) -> Report {
+    /// What the coordinator is told; `beat` is of its heartbeat that was heard last.
+    pub(crate) fn report(&mut self, beat: u64) -> Report {
         self.reports += 1;
-        let maintainers = self.maintainers.iter().map(|(changefeed, hosted)| match hosted {
-            HostedMaintainer::Running { maintainer, .. } => maintainer.report(),
-            HostedMaintainer::Ending { epoch } => ending(changefeed, *epoch),
-        });
         Report {
             sequence: self.reports,
             echo: self.state.stamp,
             last_epoch: self.last_epoch,
+            beat,
             inventory: self.inventory(),
-            maintainers: maintainers.collect(),
+            maintainers: self.maintainers.reports(),
             ended: self.placements.clone(),
             dispatchers: self
                 .feeds
@@ -272,7 +259,11 @@ impl Host {
         if self.is_gone(changefeed, epoch) {
             return Vec::new();
         }
-        let feed = self.feeds.entry(changefeed.clone()).or_insert_with(|| Feed::new(epoch, from));
+        let doubtful = &mut self.doubtful;
+        let feed = self.feeds.entry(changefeed.clone()).or_insert_with(|| {
+            doubtful.insert(changefeed.clone());
+            Feed::new(epoch, from)
+        });
         let stopped = epoch == feed.epoch && feed.maintainer.is_none();
         if (epoch < feed.epoch || stopped) && !self.mutants.has(Mutant::AcceptsLowerMaintainer) {
             return Vec::new();
@@ -286,7 +277,7 @@ impl Host {
         }
         feed.maintainer = Some(from.clone());
         match order {
-            Order::Bootstrap { .. } => self.tell_inventory(changefeed),
+            Order::Bootstrap { after, .. } => self.tell_inventory(changefeed, after),
             Order::Create { config, dispatchers } => self.create(changefeed, &config, dispatchers),
             Order::Stop(dispatchers) => self.stop(changefeed, &dispatchers),
         }
@@ -302,28 +293,24 @@ impl Host {
         self.stop(changefeed, &spans)
     }
 
-    fn tell_inventory(&mut self, changefeed: &ChangefeedId) -> Vec<HostOutput> {
+    fn tell_inventory(&mut self, changefeed: &ChangefeedId, after: Option<SpanId>) -> Vec<HostOutput> {
         let Some(feed) = self.feeds.get(changefeed) else { return Vec::new() };
-        let hosted: Vec<_> = feed
-            .dispatchers
-            .values()
-            .map(|d| HostedDispatcher {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut rest = feed.dispatchers.range((from, Bound::Unbounded)).map(|(_, d)| d).peekable();
+        let (mut dispatchers, mut bytes) = (Vec::new(), 0);
+        while dispatchers.len() < MESSAGE_MAX_DISPATCHERS
+            && let Some(d) = rest.next_if(|d| bytes == 0 || bytes + d.span.bytes() <= MESSAGE_MAX_BYTES)
+        {
+            bytes += d.span.bytes();
+            dispatchers.push(HostedDispatcher {
                 span: d.span.clone(),
                 writer_epoch: d.writer_epoch,
                 checkpoint_ts: d.checkpoint_ts,
                 stopping: d.state == DispatcherState::Stopping,
-            })
-            .collect();
-        let mut parts: Vec<_> = hosted.chunks(MESSAGE_MAX_DISPATCHERS).map(<[_]>::to_vec).collect();
-        if parts.is_empty() {
-            parts.push(Vec::new());
+            });
         }
-        let count = u32::try_from(parts.len()).unwrap_or(u32::MAX);
-        self.answers += 1;
-        let answer = self.answers;
-        let inventory = |(dispatchers, part)| Status::Inventory { answer, part, parts: count, dispatchers };
-        let statuses = parts.into_iter().zip(0..).map(inventory);
-        statuses.filter_map(|status| feed.tell(changefeed, status)).collect()
+        let status = Status::Inventory { after, dispatchers, more: rest.peek().is_some() };
+        feed.tell(changefeed, status).into_iter().collect()
     }
 
     fn create(
@@ -364,7 +351,7 @@ impl Host {
             };
             feed.dispatchers.insert(id, dispatcher);
         }
-        outputs.extend(self.flush_news(changefeed));
+        self.tell_soon(changefeed);
         outputs
     }
 
@@ -393,31 +380,27 @@ impl Host {
                 what: DispatcherFate::Stopped { checkpoint_ts: known },
             });
         }
-        outputs.extend(self.flush_news(changefeed));
+        self.tell_soon(changefeed);
         outputs
     }
 
     /// A dispatcher works, and has come this far. The first news of it leave at once, later ones with the next flush.
-    pub(crate) fn checkpoint(
-        &mut self,
-        key: &DispatcherKey,
-        checkpoint_ts: CommitTs,
-        split_at: Option<Arc<[u8]>>,
-    ) -> Vec<HostOutput> {
-        let Some(feed) = self.feeds.get_mut(&key.changefeed) else { return Vec::new() };
+    pub(crate) fn checkpoint(&mut self, key: &DispatcherKey, checkpoint_ts: CommitTs, split_at: Option<Arc<[u8]>>) {
+        let Some(feed) = self.feeds.get_mut(&key.changefeed) else { return };
         let Some(dispatcher) = feed.dispatchers.get_mut(&key.span).filter(|d| d.writer_epoch == key.writer_epoch)
         else {
-            return Vec::new();
+            return;
         };
         dispatcher.checkpoint_ts = dispatcher.checkpoint_ts.max(checkpoint_ts);
         let first = dispatcher.state == DispatcherState::Starting;
         if dispatcher.state == DispatcherState::Stopping {
-            return Vec::new();
+            return;
         }
         dispatcher.state = DispatcherState::Working;
         let what = DispatcherFate::Working { checkpoint_ts: dispatcher.checkpoint_ts, split_at };
         feed.news.push(DispatcherNews { span: key.span, writer_epoch: key.writer_epoch, what });
-        if first { self.flush_news(&key.changefeed) } else { Vec::new() }
+        self.hurry |= first;
+        self.wait(&key.changefeed);
     }
 
     /// A dispatcher has ended.
@@ -426,10 +409,10 @@ impl Host {
         key: &DispatcherKey,
         checkpoint_ts: CommitTs,
         failed: Option<DispatcherFate>,
-    ) -> Vec<HostOutput> {
-        let Some(feed) = self.feeds.get_mut(&key.changefeed) else { return Vec::new() };
+    ) {
+        let Some(feed) = self.feeds.get_mut(&key.changefeed) else { return };
         if feed.dispatchers.get(&key.span).is_none_or(|d| d.writer_epoch != key.writer_epoch) {
-            return Vec::new();
+            return;
         }
         feed.dispatchers.remove(&key.span);
         self.dispatcher_count -= 1;
@@ -444,33 +427,56 @@ impl Host {
             feed.unheard.insert(key.span, news.clone());
         }
         feed.news.push(news);
-        self.flush_news(&key.changefeed)
+        if feed.dispatchers.is_empty() {
+            self.doubt(&key.changefeed);
+        }
+        self.tell_soon(&key.changefeed);
     }
 
     /// Tells again what nobody asked for and nobody has shown to know.
     pub(crate) fn repeat_failures(&mut self) {
-        for feed in self.feeds.values_mut() {
+        for (changefeed, feed) in self.feeds.iter_mut().filter(|(_, feed)| !feed.unheard.is_empty()) {
             feed.news.extend(feed.unheard.values().cloned());
+            self.waiting.insert(changefeed.clone());
+        }
+    }
+
+    fn wait(&mut self, changefeed: &ChangefeedId) {
+        if !self.waiting.contains(changefeed) {
+            self.waiting.insert(changefeed.clone());
+        }
+    }
+
+    /// The news that there are leave with what else is done now.
+    fn tell_soon(&mut self, changefeed: &ChangefeedId) {
+        if self.feeds.get(changefeed).is_some_and(|feed| !feed.news.is_empty()) {
+            self.hurry = true;
+            self.wait(changefeed);
         }
     }
 
     /// Sends all news that wait.
     pub(crate) fn flush(&mut self) -> Vec<HostOutput> {
-        let waiting: Vec<_> =
-            self.feeds.iter().filter(|(_, feed)| !feed.news.is_empty()).map(|(id, _)| id.clone()).collect();
+        self.hurry = false;
+        let waiting = std::mem::take(&mut self.waiting);
         waiting.iter().flat_map(|changefeed| self.flush_news(changefeed)).collect()
     }
 
-    /// Whether news wait.
+    /// Whether news wait, and whether for the next flush only.
     pub(crate) fn has_news(&self) -> bool {
-        self.feeds.values().any(|feed| !feed.news.is_empty())
+        !self.waiting.is_empty()
+    }
+
+    /// Whether some news shall not wait.
+    pub(crate) fn hurries(&self) -> bool {
+        self.hurry
     }
 
     fn flush_news(&mut self, changefeed: &ChangefeedId) -> Vec<HostOutput> {
         let Some(feed) = self.feeds.get_mut(changefeed) else { return Vec::new() };
         let news = std::mem::take(&mut feed.news);
-        let parts = news.chunks(MESSAGE_MAX_DISPATCHERS);
-        parts.filter_map(|part| feed.tell(changefeed, Status::Progress(part.to_vec()))).collect()
+        let parts = parts(news, DispatcherNews::bytes).into_iter();
+        parts.filter_map(|part| feed.tell(changefeed, Status::Progress(part))).collect()
     }
 }
 
@@ -519,23 +525,6 @@ impl Feed {
             _ if sealed => Verdict::Answer(DispatcherFate::Refused),
             _ => Verdict::CarryOut,
         }
-    }
-}
-
-fn ending(changefeed: &ChangefeedId, epoch: ChangefeedEpoch) -> MaintainerReport {
-    MaintainerReport {
-        changefeed: changefeed.clone(),
-        epoch,
-        phase: MaintainerPhase::Stopping,
-        stamp: crate::model::Stamp::default(),
-        checkpoint_ts: 0,
-        checkpoint_at_ms: 0,
-        dispatchers: None,
-        in_flight: 0,
-        share: 0,
-        error: None,
-        warning: None,
-        outranked_by: None,
     }
 }
 

@@ -8,6 +8,7 @@ mod event;
 mod host;
 pub mod log;
 pub mod maintainer;
+mod maintainers;
 pub mod measure;
 pub mod model;
 pub mod mutant;

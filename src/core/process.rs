@@ -14,21 +14,14 @@ use crate::{
     measure::Ends,
     model::{
         Answer, Body, CaptureId, CaptureStatus, ChangefeedEpoch, ChangefeedId, Command, DispatcherFate, Envelope,
-        Heartbeat, Incarnation, Instant, Liveness, MaintainerPhase, Now, Options, Refusal, Registration, Request,
-        RequestId, Snapshot, Term, WorkCount,
+        Heartbeat, Incarnation, Instant, KeyName, Liveness, Now, Options, Refusal, Registration, Request, RequestId,
+        Snapshot, Term, WorkCount,
     },
     mutant::{Mutant, Mutants},
     store::{Changes, Listing, TxnOutcome},
     view::View,
     work::{WorkEvent, WorkOrder},
 };
-
-/// What would make the coordinator act at once, so that it is told at once and not with the next heartbeat.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Urgent {
-    idle: bool,
-    maintainers: Vec<(ChangefeedId, ChangefeedEpoch, MaintainerPhase, bool, bool)>,
-}
 
 /// A capture.
 #[derive(Debug)]
@@ -45,8 +38,8 @@ pub struct Process {
     heard: Option<(Incarnation, Term)>,
     /// The latest heartbeat that was taken in this life.
     latest: Option<Box<Heartbeat>>,
-    /// What was last told at once.
-    told: Urgent,
+    /// Whether the coordinator was last told that nothing is here.
+    told_idle: bool,
     ends: Ends,
     next_flush: Instant,
     local: VecDeque<Envelope>,
@@ -73,7 +66,7 @@ impl Process {
             promised: BTreeMap::new(),
             heard: None,
             latest: None,
-            told: Urgent::default(),
+            told_idle: false,
             ends: Ends::default(),
             next_flush: Instant::default(),
             local: VecDeque::new(),
@@ -85,6 +78,12 @@ impl Process {
 
     /// Takes an event, and says what shall be done, in order.
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Effect> {
+        self.handle_all([event], now)
+    }
+
+    /// Takes events that came together, one after the other, and then says what shall be done, in order. What follows
+    /// from all of them costs as much as what follows from one.
+    pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>, now: Now) -> Vec<Effect> {
         self.now = now;
         if !self.started {
             self.started = true;
@@ -93,7 +92,9 @@ impl Process {
         // A process that was paused may have lost its lease meanwhile: nothing is taken in a life that is over.
         let outputs = self.agent.advance_lease(now);
         self.carry_out_agent(outputs);
-        self.take(event);
+        for event in events {
+            self.take(event);
+        }
         self.settle();
         while let Some(envelope) = self.local.pop_front() {
             self.receive(envelope);
@@ -106,7 +107,7 @@ impl Process {
 
     /// When [`Event::Wake`] is due at the latest.
     pub fn wake_at(&self) -> Option<Instant> {
-        let host = self.host.as_ref().and_then(Host::wake_at);
+        let host = self.host.as_ref().and_then(|host| host.maintainers.wake_at());
         let flush = self.host.as_ref().filter(|host| host.has_news()).map(|_| self.next_flush);
         let coordinator = self.coordinator.as_ref().map(Coordinator::wake_at);
         [self.agent.wake_at(), host, flush, coordinator].into_iter().flatten().min()
@@ -167,13 +168,24 @@ impl Process {
         if let Some(coordinator) = &mut self.coordinator {
             coordinator.reloaded();
         }
+        if let Some(host) = &mut self.host {
+            host.doubt_all();
+        }
     }
 
     fn change(&mut self, changes: &Changes) {
-        if let Some(view) = &mut self.view
-            && let Err(error) = view.apply(changes)
-        {
-            self.effects.push(Effect::Halt(error));
+        let Some(view) = &mut self.view else { return };
+        let keys = match view.apply(changes) {
+            Ok(keys) => keys,
+            Err(error) => return self.effects.push(Effect::Halt(error)),
+        };
+        if let Some(coordinator) = &mut self.coordinator {
+            coordinator.keys_changed(&keys);
+        }
+        for key in &keys {
+            if let (Some(host), KeyName::ChangefeedInfo(changefeed)) = (&mut self.host, key) {
+                host.doubt(changefeed);
+            }
         }
     }
 
@@ -220,7 +232,9 @@ impl Process {
         self.follow_membership();
         self.follow_office();
         self.measure_ends();
-        if let (Some(coordinator), Some(view)) = (&mut self.coordinator, &self.view) {
+        if let (Some(coordinator), Some(view)) = (&mut self.coordinator, &self.view)
+            && coordinator.is_due(self.now)
+        {
             let outputs = coordinator.advance(view, self.now);
             self.carry_out_coordinator(outputs);
         }
@@ -271,24 +285,24 @@ impl Process {
     }
 
     fn wake_maintainers(&mut self) {
-        let Some(host) = &mut self.host else { return };
-        let now = self.now;
-        let due = host.running().filter(|(_, _, m)| m.wake_at().is_some_and(|at| at <= now.monotonic));
-        let outputs: Vec<_> = due.map(|(id, epoch, m)| (id.clone(), epoch, m.handle(Input::Wake, now))).collect();
-        for (changefeed, epoch, outputs) in outputs {
-            self.carry_out_maintainer(&changefeed, epoch, outputs);
+        while let Some((changefeed, epoch)) = self.next_due() {
+            self.tell_maintainer(&changefeed, epoch, Input::Wake);
         }
     }
 
+    fn next_due(&self) -> Option<(ChangefeedId, ChangefeedEpoch)> {
+        self.host.as_ref()?.maintainers.next_due(self.now.monotonic)
+    }
+
     fn flush(&mut self) {
-        if self.now.monotonic < self.next_flush {
+        let Some(host) = &mut self.host else { return };
+        let due = self.now.monotonic >= self.next_flush;
+        if !due && !host.hurries() {
             return;
         }
+        let outputs = host.flush();
         self.next_flush = self.now.monotonic + self.options.heartbeat / 5;
-        if let Some(host) = &mut self.host {
-            let outputs = host.flush();
-            self.carry_out_host(outputs);
-        }
+        self.carry_out_host(outputs);
     }
 
     /// Takes a message, if it is meant for this life and has the authority that it needs.
@@ -328,11 +342,11 @@ impl Process {
                 let taken = self.host.as_mut().is_some_and(|host| host.hear(&heartbeat.state));
                 if taken {
                     self.tell_all_maintainers(&heartbeat);
+                    self.latest = Some(heartbeat);
                     self.report();
                     if let Some(host) = &mut self.host {
                         host.repeat_failures();
                     }
-                    self.latest = Some(heartbeat);
                 }
             }
             Command::StartMaintainer { changefeed, epoch, place_revision, config } => {
@@ -351,7 +365,7 @@ impl Process {
                         None => maintainer.start(self.now),
                     };
                     if let Some(host) = &mut self.host {
-                        host.install(changefeed.clone(), epoch, maintainer);
+                        host.maintainers.install(changefeed.clone(), epoch, maintainer);
                     }
                     self.carry_out_maintainer(&changefeed, epoch, outputs);
                 }
@@ -373,36 +387,35 @@ impl Process {
     }
 
     fn tell_all_maintainers(&mut self, heartbeat: &Heartbeat) {
-        let Some(host) = &mut self.host else { return };
-        let now = self.now;
-        let outputs: Vec<_> =
-            host.running().map(|(id, epoch, m)| (id.clone(), epoch, m.handle(Input::Heard(heartbeat), now))).collect();
-        for (changefeed, epoch, outputs) in outputs {
-            self.carry_out_maintainer(&changefeed, epoch, outputs);
+        let running = self.host.as_ref().map(|host| host.maintainers.running()).unwrap_or_default();
+        for (changefeed, epoch) in running {
+            self.tell_maintainer(&changefeed, epoch, Input::Heard(heartbeat));
         }
     }
 
     fn tell_maintainer(&mut self, changefeed: &ChangefeedId, epoch: ChangefeedEpoch, input: Input<'_>) {
-        let now = self.now;
-        let maintainer = self.host.as_mut().and_then(|host| host.maintainer(changefeed, epoch));
-        let outputs = maintainer.map(|maintainer| maintainer.handle(input, now));
-        self.carry_out_maintainer(changefeed, epoch, outputs.unwrap_or_default());
+        let Some(host) = &mut self.host else { return };
+        let outputs = host.tell_maintainer(changefeed, epoch, input, self.now);
+        self.carry_out_maintainer(changefeed, epoch, outputs);
     }
 
     fn work(&mut self, event: WorkEvent) {
         match event {
             WorkEvent::Checkpoint { key, checkpoint_ts, split_at } => {
-                let outputs = self.host.as_mut().map(|host| host.checkpoint(&key, checkpoint_ts, split_at));
-                self.carry_out_host(outputs.unwrap_or_default());
+                if let Some(host) = &mut self.host {
+                    host.checkpoint(&key, checkpoint_ts, split_at);
+                }
             }
             WorkEvent::Stopped { key, checkpoint_ts } => {
-                let outputs = self.host.as_mut().map(|host| host.dispatcher_ended(&key, checkpoint_ts, None));
-                self.carry_out_host(outputs.unwrap_or_default());
+                if let Some(host) = &mut self.host {
+                    host.dispatcher_ended(&key, checkpoint_ts, None);
+                }
             }
             WorkEvent::Failed { key, checkpoint_ts, error, fatal, outranked_by } => {
                 let failed = DispatcherFate::Failed { error, fatal, outranked_by };
-                let outputs = self.host.as_mut().map(|host| host.dispatcher_ended(&key, checkpoint_ts, Some(failed)));
-                self.carry_out_host(outputs.unwrap_or_default());
+                if let Some(host) = &mut self.host {
+                    host.dispatcher_ended(&key, checkpoint_ts, Some(failed));
+                }
             }
             WorkEvent::Tables { changefeed, epoch, born, ended, resolved_ts, resolved_at_ms } => {
                 let input = Input::Tables { born, ended, resolved_ts, resolved_at_ms };
@@ -425,24 +438,19 @@ impl Process {
         let (Some(host), Some((to, term)), Some(from)) = (&mut self.host, self.heard.clone(), self.agent.me()) else {
             return;
         };
-        let body = Body::Report { term, report: Box::new(host.report()) };
+        let latest = self.latest.as_ref().filter(|latest| latest.state.stamp.term == term);
+        let beat = latest.map_or(0, |latest| latest.beat);
+        let body = Body::Report { term, report: Box::new(host.report(beat)) };
         self.send(Envelope { from, to, body });
     }
 
     /// Tells the coordinator at once what would make it act.
     fn report_urgent(&mut self) {
         let Some(host) = &mut self.host else { return };
-        let target = host.state().drain.as_ref().map(|drain| drain.target.capture.clone());
-        let maintainers = host.running().map(|(id, epoch, m)| {
-            let report = m.report();
-            let by_capture = report.dispatchers.as_ref();
-            let off_target = target.as_ref().is_none_or(|id| by_capture.is_some_and(|map| !map.contains_key(id)));
-            (id.clone(), epoch, report.phase, off_target, report.in_flight == 0)
-        });
-        let maintainers = maintainers.collect();
-        let urgent = Urgent { idle: host.inventory() == WorkCount::default(), maintainers };
-        if urgent != self.told {
-            self.told = urgent;
+        let idle = host.inventory() == WorkCount::default();
+        let urgent = host.maintainers.take_urgent_news();
+        if urgent || idle != self.told_idle {
+            self.told_idle = idle;
             self.report();
         }
     }
@@ -470,7 +478,7 @@ impl Process {
                     self.host = None;
                     self.latest = None;
                     self.local.clear();
-                    self.told = Urgent::default();
+                    self.told_idle = false;
                     self.follow_office();
                     self.effects
                         .push(Effect::Log(Line::warn("registration is over, all work ends").of(self.agent.id())));
@@ -529,8 +537,11 @@ impl Process {
             match output {
                 MaintainerOutput::ReadPosition => self.effects.push(Effect::ReadPosition { changefeed, epoch }),
                 MaintainerOutput::StartTrigger { start_ts } => {
-                    let Some(config) =
-                        self.host.as_mut().and_then(|host| Some(host.maintainer(&changefeed, epoch)?.config().clone()))
+                    let Some(config) = self
+                        .host
+                        .as_ref()
+                        .and_then(|host| host.maintainers.get(&changefeed, epoch))
+                        .map(|m| m.config().clone())
                     else {
                         continue;
                     };

@@ -59,20 +59,27 @@ impl View {
         Ok(view)
     }
 
-    /// Takes in what a watch tells. Changes that the view has already are passed over.
-    pub(crate) fn apply(&mut self, changes: &Changes) -> Result<(), ValueError> {
+    /// Takes in what a watch tells: which keys have changed. Changes that the view has already are passed over.
+    pub(crate) fn apply(&mut self, changes: &Changes) -> Result<Vec<KeyName>, ValueError> {
         if changes.revision <= self.revision {
-            return Ok(());
+            return Ok(Vec::new());
         }
+        let mut keys = Vec::new();
         for change in &changes.changes {
             match change {
-                Change::Put(entry) if entry.mod_revision > self.revision => self.put(entry)?,
+                Change::Put(entry) if entry.mod_revision > self.revision => {
+                    self.put(entry)?;
+                    keys.extend(KeyName::parse(&entry.key));
+                }
                 Change::Put(_) => {}
-                Change::Deleted(key) => self.delete(key),
+                Change::Deleted(key) => {
+                    self.delete(key);
+                    keys.extend(KeyName::parse(key));
+                }
             }
         }
         self.revision = changes.revision;
-        Ok(())
+        Ok(keys)
     }
 
     fn put(&mut self, entry: &Entry) -> Result<(), ValueError> {

@@ -254,7 +254,10 @@ fn decode_heartbeat(heartbeat: pb::Heartbeat) -> Result<Heartbeat, Malformed> {
 
 fn encode_order(order: &Order) -> pb::order::What {
     match order {
-        Order::Bootstrap { config } => pb::order::What::Bootstrap(encode_config(config)),
+        Order::Bootstrap { config, after } => pb::order::What::Bootstrap(pb::Bootstrap {
+            config: Some(encode_config(config)),
+            after: after.map(|after| after.0),
+        }),
         Order::Create { config, dispatchers } => pb::order::What::Create(pb::Create {
             config: Some(encode_config(config)),
             dispatchers: dispatchers
@@ -274,7 +277,9 @@ fn encode_order(order: &Order) -> pb::order::What {
 
 fn decode_order(order: pb::order::What) -> Result<Order, Malformed> {
     Ok(match order {
-        pb::order::What::Bootstrap(config) => Order::Bootstrap { config: decode_config(Some(config))? },
+        pb::order::What::Bootstrap(bootstrap) => {
+            Order::Bootstrap { config: decode_config(bootstrap.config)?, after: bootstrap.after.map(SpanId) }
+        }
         pb::order::What::Create(create) => Order::Create {
             config: decode_config(create.config)?,
             dispatchers: each(create.dispatchers, |new| {
@@ -297,10 +302,9 @@ fn encode_ref(span: SpanId, writer_epoch: WriterEpoch) -> pb::DispatcherRef {
 
 fn encode_status(status: &Status) -> pb::status::What {
     match status {
-        Status::Inventory { answer, part, parts, dispatchers } => pb::status::What::Inventory(pb::Inventory {
-            answer: *answer,
-            part: *part,
-            parts: *parts,
+        Status::Inventory { after, dispatchers, more } => pb::status::What::Inventory(pb::Inventory {
+            after: after.map(|after| after.0),
+            more: *more,
             dispatchers: dispatchers
                 .iter()
                 .map(|hosted| pb::HostedDispatcher {
@@ -326,9 +330,8 @@ fn encode_status(status: &Status) -> pb::status::What {
 fn decode_status(status: pb::status::What) -> Result<Status, Malformed> {
     Ok(match status {
         pb::status::What::Inventory(inventory) => Status::Inventory {
-            answer: inventory.answer,
-            part: inventory.part,
-            parts: inventory.parts,
+            after: inventory.after.map(SpanId),
+            more: inventory.more,
             dispatchers: each(inventory.dispatchers, |hosted| {
                 Ok(HostedDispatcher {
                     span: decode_span(hosted.span)?,
@@ -466,6 +469,7 @@ mod tests {
         let report = Report {
             sequence: 1,
             echo: Stamp { term: Term(2), version: 3 },
+            beat: 12,
             last_epoch: DrainEpoch(4),
             inventory: WorkCount { maintainers: 5, dispatchers: 6 },
             maintainers: vec![MaintainerReport { dispatchers: None, error: None, ..maintainer.clone() }, maintainer],
@@ -480,7 +484,8 @@ mod tests {
         let changefeed = changefeed("f").unwrap();
         let new = NewDispatcher { span: span(), writer_epoch: WRITER, start_ts: 2 };
         for order in [
-            Order::Bootstrap { config: config() },
+            Order::Bootstrap { config: config(), after: None },
+            Order::Bootstrap { config: config(), after: Some(SpanId(7)) },
             Order::Create { config: config(), dispatchers: vec![new] },
             Order::Stop(vec![(SpanId(u64::MAX), WRITER)]),
         ] {
@@ -496,7 +501,7 @@ mod tests {
         ];
         let news = fates.map(|what| DispatcherNews { span: SpanId(1), writer_epoch: WRITER, what });
         for status in [
-            Status::Inventory { answer: 3, part: 1, parts: 2, dispatchers: vec![hosted] },
+            Status::Inventory { after: Some(SpanId(8)), dispatchers: vec![hosted], more: true },
             Status::Progress(news.into()),
         ] {
             check(Body::Status { changefeed: changefeed.clone(), epoch: EPOCH, status });

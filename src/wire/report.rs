@@ -18,6 +18,7 @@ pub(super) fn encode_report(term: Term, report: &Report) -> pb::Report {
         term: term.0,
         sequence: report.sequence,
         echo: Some(encode_stamp(report.echo)),
+        beat: report.beat,
         last_epoch: report.last_epoch.0,
         inventory: Some(encode_work(report.inventory)),
         maintainers: report.maintainers.iter().map(encode_maintainer).collect(),
@@ -35,6 +36,7 @@ pub(super) fn decode_report(report: pb::Report) -> Result<Report, Malformed> {
     Ok(Report {
         sequence: report.sequence,
         echo: decode_stamp(report.echo),
+        beat: report.beat,
         last_epoch: DrainEpoch(report.last_epoch),
         inventory: WorkCount { maintainers: inventory.maintainers, dispatchers: inventory.dispatchers },
         maintainers: report.maintainers.into_iter().map(decode_maintainer).collect::<Result<_, _>>()?,

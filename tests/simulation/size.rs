@@ -71,9 +71,13 @@ impl Bench {
 
     /// Hosts carry out at once what they are told, until nothing is left to do.
     fn settle(&mut self) {
-        while let Some((to, order)) = self.waiting.pop() {
+        loop {
+            while self.maintainer.wake_at().is_some_and(|at| at <= Instant(self.now)) {
+                self.give(Input::Wake);
+            }
+            let Some((to, order)) = self.waiting.pop() else { return };
             let status = match order {
-                Order::Bootstrap { .. } => Status::Inventory { answer: 1, part: 0, parts: 1, dispatchers: Vec::new() },
+                Order::Bootstrap { after, .. } => Status::Inventory { after, dispatchers: Vec::new(), more: false },
                 Order::Create { dispatchers, .. } => {
                     let news = dispatchers.into_iter().map(|new| DispatcherNews {
                         span: new.span.id(),

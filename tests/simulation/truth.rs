@@ -289,6 +289,11 @@ impl Truth {
         }
     }
 
+    /// A capture takes office, so it is `Alive`. From now on it tells itself, which does not pass the network.
+    pub(crate) fn takes_office(&mut self, me: &Incarnation) {
+        self.heard.remove(me);
+    }
+
     /// `sealed_target` and `proof_is_final`: no work starts on a capture that has heard that it may not.
     fn check_start(&mut self, me: &Incarnation, stored: Stored) {
         let id = &me.capture;

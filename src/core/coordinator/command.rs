@@ -1,10 +1,10 @@
 //! Commands that make the captures do what is decided. They are repeated until a report shows that they took effect.
 
-use super::{Coordinator, Move, Output, Retry, standing::Standing};
+use super::{Coordinator, Move, Output, Retry, index::Mark, standing::Standing};
 use crate::{
     log::Line,
     measure::{Measurement, MoveKind, MoveOutcome},
-    model::{ChangefeedEpoch, ChangefeedId, Command, Incarnation, Liveness, MaintainerPhase, Now},
+    model::{ChangefeedEpoch, ChangefeedId, Command, Incarnation, MaintainerPhase, Now},
     mutant::Mutant,
     view::View,
 };
@@ -48,15 +48,9 @@ impl Coordinator {
         if self.mutants.has(Mutant::ForgetsPredecessor) {
             return;
         }
-        let under_way = view.places.iter().filter(|(feed, place)| {
-            let left = match self.standing(view, feed) {
-                Standing::Stopping(_) => true,
-                Standing::Unplaced => view.is_registered(&place.value.host),
-                _ => false,
-            };
-            left && Self::shall_run(view, feed) && !self.moves.contains_key(*feed)
-        });
-        let under_way: Vec<_> = under_way.map(|(feed, place)| (feed.clone(), place.value.epoch)).collect();
+        let under_way = self.index.marked(Mark::Ending).filter(|feed| !self.moves.contains_key(*feed));
+        let under_way: Vec<_> =
+            under_way.filter_map(|feed| Some((feed.clone(), view.places.get(feed)?.value.epoch))).collect();
         for (feed, from) in under_way {
             self.begin_move(feed, from, now);
         }
@@ -91,14 +85,11 @@ impl Coordinator {
 
     fn send_starts(&mut self, view: &View, now: Now) {
         let mut before = std::mem::take(&mut self.starts);
-        for (feed, place) in &view.places {
-            let Some(info) = view.infos.get(feed).filter(|_| Self::shall_run(view, feed)) else { continue };
-            let Standing::Starting(host) = self.standing(view, feed) else { continue };
-            let host = host.clone();
-            // One that may not start there any more is stopped by a move instead.
-            if view.liveness(&host.capture) != Some(Liveness::Alive) {
-                continue;
-            }
+        // One that may not start there any more is not marked so: it is stopped by a move instead.
+        let starting: Vec<_> = self.index.marked(Mark::Starting).cloned().collect();
+        for feed in &starting {
+            let Some((info, place)) = view.infos.get(feed).zip(view.places.get(feed)) else { continue };
+            let host = place.value.host.clone();
             let under_way = before.remove(feed).filter(|(epoch, _)| *epoch == place.value.epoch);
             let retry = match under_way {
                 Some((epoch, retry)) if retry.due > now.monotonic => {
@@ -139,15 +130,16 @@ impl Coordinator {
     }
 
     /// Ends what runs and should not: maintainers without a place, dispatchers of changefeeds that do not run, and on a
-    /// drained target those that its maintainer does not know of. Once a heartbeat period.
+    /// drained target those that its maintainer does not know of. Once a heartbeat period for each capture.
     pub(super) fn stop_strays(&mut self, view: &View) {
         if !self.is_ready() {
             return;
         }
         let mut commands = Vec::new();
-        for (id, peer) in &self.peers {
-            let to = Incarnation { capture: id.clone(), node_epoch: peer.node_epoch };
+        for id in std::mem::take(&mut self.strays) {
+            let Some(peer) = self.peers.get(&id) else { continue };
             let Some(report) = &peer.report else { continue };
+            let to = peer.life(&id);
             for m in &report.maintainers {
                 let placed = view.places.get(&m.changefeed);
                 let here = placed.is_some_and(|place| place.value.host == to && place.value.epoch == m.epoch);

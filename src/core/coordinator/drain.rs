@@ -1,6 +1,6 @@
 //! How a drain comes along and how it ends: the proof, and the ends that need none.
 
-use super::{Coordinator, Output, standing::Standing};
+use super::{Coordinator, Output, index::Mark};
 use crate::{
     log::Line,
     measure::Measurement,
@@ -66,12 +66,7 @@ impl Coordinator {
         let heard = self.peers.get(&record.target).and_then(|peer| peer.report.as_ref());
         let empty =
             heard.is_some_and(|report| report.echo == self.state.stamp && report.inventory == WorkCount::default());
-        let maintainers_agree = view.infos.keys().filter(|feed| Self::shall_run(view, feed)).all(|feed| {
-            let Standing::Running(_, m) = self.standing(view, feed) else { return false };
-            m.stamp == self.state.stamp
-                && m.in_flight == 0
-                && m.dispatchers.as_ref().is_some_and(|by_capture| !by_capture.contains_key(&record.target))
-        });
+        let maintainers_agree = self.index.marked(Mark::Disagreeing).next().is_none();
         (empty || self.mutants.has(Mutant::ProofWithoutInventory))
             && (maintainers_agree || self.mutants.has(Mutant::ProofWithoutMaintainers))
     }
@@ -91,7 +86,7 @@ impl Coordinator {
         self.follow_echoes(now);
         let Some(record) = view.record.as_ref().map(|kept| &kept.value) else { return };
         let remaining = self.remaining(record).map(|work| work.maintainers + work.dispatchers);
-        let phase = self.phase(view, record);
+        let phase = self.phase(record);
         let blocked = self.blockers(view, record, now);
         let Some(progress) = &mut self.progress else { return };
         if remaining.is_some() && (progress.remaining.is_none() || remaining < progress.remaining) {

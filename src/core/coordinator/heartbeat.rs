@@ -1,6 +1,6 @@
 //! The drain state, and the heartbeats that repeat it for ever.
 
-use super::{Coordinator, Output, Progress};
+use super::{Coordinator, Output, Progress, Recalled};
 use crate::{
     agent,
     log::Line,
@@ -43,6 +43,7 @@ impl Coordinator {
         state.stamp = Stamp { term: self.term, version: self.state.stamp.version + 1 };
         self.follow_record(view, state.stamp, now);
         self.state = state;
+        self.index.all_stale();
         self.next_heartbeat = now.monotonic;
     }
 
@@ -69,40 +70,51 @@ impl Coordinator {
         });
     }
 
-    /// Sends heartbeats when they are due. Whether it did.
-    pub(super) fn beat(&mut self, view: &View, now: Now) -> bool {
+    /// Sends heartbeats: to everybody when the time has come, and at once to whom they tell something new of who may get
+    /// work and how much of it may be moved, since the next move starts when one ends.
+    pub(super) fn beat(&mut self, view: &View, now: Now) {
         let destinations = self.destinations(view);
-        // Who may get work, and how much of it may be moved, is told at once: the next move starts when one ends.
-        let news = destinations != self.told_destinations || self.granted != self.told_shares;
-        if now.monotonic < self.next_heartbeat && !news {
-            return false;
-        }
-        self.told_destinations.clone_from(&destinations);
-        self.told_shares.clone_from(&self.granted);
-        self.beats += 1;
-        self.next_heartbeat = now.monotonic + self.options.heartbeat;
-        if self.mutants.has(Mutant::SaysItOnce) && self.peers.values().all(|peer| peer.report.is_some()) {
-            return false;
+        let due = self.next_heartbeat <= now.monotonic;
+        if due {
+            self.next_heartbeat = now.monotonic + self.options.heartbeat;
         }
         let balance = self.may_balance(view, now);
         let newcomers = self.peers.iter().filter(|(_, peer)| peer.is_surely_empty());
         let newcomers: Vec<_> = newcomers.map(|(id, peer)| peer.life(id)).collect();
-        for (id, peer) in &self.peers {
+        let silent = self.mutants.has(Mutant::SaysItOnce) && self.peers.values().all(|peer| peer.report.is_some());
+        for (id, peer) in &mut self.peers {
             let to = peer.life(id);
             let shares = self.granted.iter().filter(|(feed, _)| lives_on(view, feed, &to));
+            let told = (destinations.clone(), shares.map(|(feed, share)| (feed.clone(), *share)).collect());
+            if !due && peer.told == told {
+                continue;
+            }
+            self.beats += 1;
+            for (feed, before) in std::mem::replace(&mut peer.told, told.clone()).1 {
+                if told.1.get(&feed).is_none_or(|share| *share < before) {
+                    let known = self.recalled.remove(&feed).filter(|known| known.host == to);
+                    let share = known.map_or(before, |known| known.share.max(before));
+                    self.recalled.insert(feed, Recalled { host: to.clone(), share, beat: self.beats });
+                }
+            }
+            peer.look_for_strays |= due;
+            if silent {
+                continue;
+            }
             let heartbeat = Heartbeat {
                 state: self.state.clone(),
-                destinations: destinations.clone(),
+                destinations: told.0,
                 newcomers: newcomers.clone(),
-                shares: shares.map(|(feed, share)| (feed.clone(), *share)).collect(),
+                shares: told.1,
                 balance,
                 beat: self.beats,
             };
             self.outputs.push(Output::Send { to, command: Command::Heartbeat(Box::new(heartbeat)) });
         }
-        let released = self.released.iter().map(|to| Output::Send { to: to.clone(), command: Command::Release });
-        self.outputs.extend(released);
-        true
+        if due {
+            let released = self.released.iter().map(|to| Output::Send { to: to.clone(), command: Command::Release });
+            self.outputs.extend(released);
+        }
     }
 
     /// The gate: who may get work. `Alive`, and known to have heard the latest state in its present life.
@@ -138,6 +150,7 @@ impl Coordinator {
         }
         let who = view.incarnation(unheard.first()?)?;
         self.evicted.entry(who.clone()).or_default();
+        self.index.all_stale();
         self.announced.push(Line::warn("unheard capture loses its registration").of(&who.capture));
         let mut draft = self.draft();
         let gone = agent::unregister(view, &who).finish();

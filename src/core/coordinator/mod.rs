@@ -6,6 +6,7 @@
 mod command;
 mod drain;
 mod heartbeat;
+mod index;
 mod request;
 mod schedule;
 mod share;
@@ -17,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use self::index::Index;
 use crate::{
     log::Line,
     measure::Measurement,
@@ -88,9 +90,17 @@ struct Peer {
     report: Option<Report>,
     /// It registered in this term. Until it is heard it is no destination, and so it has nothing.
     newcomer: bool,
+    /// It was sent a heartbeat, and with the report that answers it is looked for what runs and should not.
+    look_for_strays: bool,
+    /// What its last heartbeat told of who may get work, and of shares.
+    told: (Vec<Incarnation>, BTreeMap<ChangefeedId, u32>),
 }
 
 impl Peer {
+    fn new(node_epoch: NodeEpoch, heard_at: Instant, newcomer: bool) -> Self {
+        Self { node_epoch, heard_at, report: None, newcomer, look_for_strays: false, told: Default::default() }
+    }
+
     fn life(&self, id: &CaptureId) -> Incarnation {
         Incarnation { capture: id.clone(), node_epoch: self.node_epoch }
     }
@@ -119,6 +129,15 @@ struct Move {
 struct Retry {
     due: Instant,
     attempt: u32,
+}
+
+/// A share that was taken back.
+#[derive(Debug)]
+struct Recalled {
+    host: Incarnation,
+    share: u32,
+    /// The heartbeat that takes it back.
+    beat: u64,
 }
 
 /// How the drain that is on has come along, in this term.
@@ -154,9 +173,13 @@ pub(crate) struct Coordinator {
     /// Unheard captures whose registration is deleted; their work fails over at this time, once it is known.
     evicted: BTreeMap<Incarnation, Option<Instant>>,
     granted: BTreeMap<ChangefeedId, u32>,
-    /// What the last heartbeat told of destinations and shares.
-    told_destinations: Vec<Incarnation>,
-    told_shares: BTreeMap<ChangefeedId, u32>,
+    /// What was granted and taken back, and is not known to be heard of yet.
+    recalled: BTreeMap<ChangefeedId, Recalled>,
+    index: Index,
+    /// Something was heard since the last decisions.
+    news: bool,
+    /// Captures whose reports are to be looked through for what runs and should not.
+    strays: BTreeSet<CaptureId>,
     /// Captures that were released, and are told so until they have registered anew.
     released: BTreeSet<Incarnation>,
     progress: Option<Progress>,
@@ -185,8 +208,10 @@ impl Coordinator {
             starts: BTreeMap::new(),
             evicted: BTreeMap::new(),
             granted: BTreeMap::new(),
-            told_destinations: Vec::new(),
-            told_shares: BTreeMap::new(),
+            recalled: BTreeMap::new(),
+            index: Index::default(),
+            news: true,
+            strays: BTreeSet::new(),
             released: BTreeSet::new(),
             progress: None,
             unechoed: None,
@@ -204,6 +229,7 @@ impl Coordinator {
 
     /// Takes a call; it is answered when it is decided and persisted.
     pub(crate) fn request(&mut self, id: RequestId, request: Request) {
+        self.news = true;
         if self.queue.len() >= QUEUE_MAX {
             let answer = Err(Refusal::NotReady("too many calls wait".to_owned()));
             return self.outputs.push(Output::Answer { id, answer });
@@ -212,18 +238,28 @@ impl Coordinator {
     }
 
     /// Takes a report, if it is newer than the last.
-    pub(crate) fn report(&mut self, from: &Incarnation, report: Report, now: Now) {
+    pub(crate) fn report(&mut self, from: &Incarnation, mut report: Report, now: Now) {
         let Some(peer) = self.peers.get_mut(&from.capture).filter(|peer| peer.node_epoch == from.node_epoch) else {
             return;
         };
         if peer.report.as_ref().is_none_or(|known| known.sequence < report.sequence) {
             peer.heard_at = now.monotonic;
+            if !report.maintainers.is_sorted_by_key(|m| &m.changefeed) {
+                report.maintainers.sort_by(|one, other| one.changefeed.cmp(&other.changefeed));
+            }
+            self.recalled.retain(|_, recalled| recalled.host != *from || recalled.beat > report.beat);
+            self.index.report_changed(peer.report.as_ref(), &report);
             peer.report = Some(report);
+            if std::mem::take(&mut peer.look_for_strays) {
+                self.strays.insert(from.capture.clone());
+            }
+            self.news = true;
         }
     }
 
     /// Takes the outcome of its write.
     pub(crate) fn written(&mut self, outcome: TxnOutcome) {
+        self.news = true;
         let promises = self.take_promises();
         if let TxnOutcome::Committed(_) = outcome {
             self.outputs.extend(promises.lines.into_iter().map(Output::Log));
@@ -239,6 +275,19 @@ impl Coordinator {
     /// The view was loaded anew.
     pub(crate) fn reloaded(&mut self) {
         self.lane.reloaded();
+        self.index.all_stale();
+        self.news = true;
+    }
+
+    /// These keys of the view have changed.
+    pub(crate) fn keys_changed(&mut self, keys: &[KeyName]) {
+        self.index.keys_changed(keys);
+        self.news = true;
+    }
+
+    /// Whether there is anything to decide: when nothing was heard and the time has not come, there is not.
+    pub(crate) fn is_due(&self, now: Now) -> bool {
+        self.news || self.wake_at() <= now.monotonic
     }
 
     /// Its time in office is over: the calls that wait are told. What is left is promised for the write under way.
@@ -270,19 +319,19 @@ impl Coordinator {
         retries.chain(failovers).chain([self.next_heartbeat]).min().unwrap_or(self.next_heartbeat)
     }
 
-    /// Does what is due: after every event.
+    /// Does what is due.
     pub(crate) fn advance(&mut self, view: &View, now: Now) -> Vec<Output> {
+        self.news = false;
         if self.state.stamp.version == 0 {
             self.outputs.push(Output::Log(Line::info("coordinator takes office").of(&self.me.capture)));
         }
         self.follow_membership(view, now);
         self.refresh_state(view, now);
+        self.refresh_index(view);
         self.grant_shares(view);
-        let beaten = self.beat(view, now);
+        self.beat(view, now);
         self.command(view, now);
-        if beaten {
-            self.stop_strays(view);
-        }
+        self.stop_strays(view);
         self.follow_progress(view, now);
         if self.lane.is_free(view) {
             self.answer_persisted();
@@ -327,14 +376,19 @@ impl Coordinator {
         let newcomer = self.state.stamp.version > 0;
         for (id, kept) in &view.captures {
             let (node_epoch, heard_at) = (kept.value.node_epoch, now.monotonic);
-            self.peers.entry(id.clone()).or_insert(Peer { node_epoch, heard_at, report: None, newcomer });
+            self.peers.entry(id.clone()).or_insert_with(|| Peer::new(node_epoch, heard_at, newcomer));
         }
         let lease = self.options.lease;
         for (_, until) in self.evicted.iter_mut().filter(|(who, _)| !view.is_registered(who)) {
             until.get_or_insert(now.monotonic + lease);
         }
+        let evicted = self.evicted.len();
         self.evicted.retain(|_, until| until.is_none_or(|until| now.monotonic < until));
+        if self.evicted.len() < evicted {
+            self.index.all_stale();
+        }
         self.released.retain(|who| view.is_registered(who));
+        self.recalled.retain(|_, recalled| view.is_registered(&recalled.host));
     }
 
     /// When a command is repeated that was first sent with this patience.

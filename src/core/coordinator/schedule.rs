@@ -4,11 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Coordinator, standing::Standing};
+use super::{Coordinator, index::Mark, standing::Standing};
 use crate::{
     model::{
-        CaptureId, ChangefeedEpoch, ChangefeedId, ChangefeedState, Incarnation, KeyName, Liveness, Now, Placement,
-        VALUE_VERSION,
+        CaptureId, ChangefeedEpoch, ChangefeedId, ChangefeedState, Incarnation, KeyName, Now, Placement, VALUE_VERSION,
     },
     mutant::Mutant,
     view::View,
@@ -26,12 +25,8 @@ impl Coordinator {
         let mut leaving = Vec::new();
         let mut room =
             if self.mutants.has(Mutant::IgnoresBatch) { usize::MAX } else { limit.saturating_sub(self.moves.len()) };
-        for (feed, place) in &view.places {
-            let (Standing::Running(host, _) | Standing::Starting(host)) = self.standing(view, feed) else { continue };
-            let alive = view.liveness(&host.capture).is_none_or(|liveness| liveness == Liveness::Alive);
-            if alive || !Self::shall_run(view, feed) {
-                continue;
-            }
+        for feed in self.index.marked(Mark::Leaving) {
+            let Some(place) = view.places.get(feed) else { continue };
             match self.moves.get(feed) {
                 Some(under_way) if under_way.from == place.value.epoch => continue,
                 // It was on its way to a capture that now drains itself: it goes on from there, in the same slot.
@@ -51,20 +46,18 @@ impl Coordinator {
 
     /// One maintainer off the fullest capture, when another has at least two fewer and everything runs.
     fn balance(&self, view: &View, destinations: &[Incarnation]) -> Option<(ChangefeedId, ChangefeedEpoch)> {
-        let running = |feed: &ChangefeedId| matches!(self.standing(view, feed), Standing::Running(..));
-        if !view.infos.keys().filter(|feed| Self::shall_run(view, feed)).all(running) {
+        if self.index.marked(Mark::Unsettled).next().is_some() {
             return None;
         }
-        let loads = loads(view);
+        let loads = self.index.loads();
         let load = |who: &Incarnation| loads.get(&who.capture).copied().unwrap_or(0);
         let fullest = destinations.iter().max_by_key(|who| (load(who), std::cmp::Reverse(&who.capture)))?;
         let emptiest = destinations.iter().min_by_key(|who| (load(who), &who.capture))?;
         if load(fullest) < load(emptiest) + 2 {
             return None;
         }
-        let (feed, place) =
-            view.places.iter().find(|(feed, place)| place.value.host == *fullest && Self::shall_run(view, feed))?;
-        Some((feed.clone(), place.value.epoch))
+        let feed = self.index.hosted(fullest).next()?;
+        Some((feed.clone(), view.places.get(feed)?.value.epoch))
     }
 
     /// Places maintainers that have no place, as many as fit one transaction.
@@ -73,15 +66,15 @@ impl Coordinator {
             return None;
         }
         let destinations = self.destinations(view);
-        let mut loads = loads(view);
+        let mut loads = self.index.loads();
         let mut draft = self.draft();
-        for feed in view.infos.keys().filter(|feed| Self::shall_run(view, feed)) {
+        for feed in self.index.marked(Mark::Unplaced) {
             if draft.room() < 2 {
                 break;
             }
             let above = match self.standing(view, feed) {
                 Standing::Unplaced => ChangefeedEpoch::default(),
-                Standing::Running(_, m) if m.outranked_by >= Some(m.epoch) => m.outranked_by.unwrap_or_default(),
+                Standing::Running(_, m) if m.is_outranked() => m.outranked_by.unwrap_or_default(),
                 _ => continue,
             };
             let Some(host) = self.choose(view, &destinations, &loads) else { break };
@@ -131,10 +124,9 @@ impl Coordinator {
 
     /// Persists that a changefeed cannot go on by itself.
     pub(super) fn fail_changefeeds(&mut self, view: &View) -> Option<Draft> {
-        let (feed, error) = view.infos.keys().find_map(|feed| match self.standing(view, feed) {
-            Standing::Running(_, m) if Self::shall_run(view, feed) => Some((feed.clone(), m.error.clone()?)),
-            _ => None,
-        })?;
+        let feed = self.index.marked(Mark::Failed).next()?.clone();
+        let Standing::Running(_, m) = self.standing(view, &feed) else { return None };
+        let error = m.error.clone()?;
         let mut info = view.infos.get(&feed)?.value.clone();
         let line = crate::log::Line::warn("changefeed failed").on(&feed).with("error", &error);
         info.state = ChangefeedState::Failed { error };
@@ -142,15 +134,4 @@ impl Coordinator {
         let draft = self.draft().put(view, &KeyName::ChangefeedInfo(feed.clone()), &info);
         Some(self.without_place(draft, view, &feed))
     }
-}
-
-/// How many maintainers each capture has, those on their way to it included.
-fn loads(view: &View) -> BTreeMap<CaptureId, u64> {
-    let mut loads = BTreeMap::new();
-    for (feed, place) in &view.places {
-        if Coordinator::shall_run(view, feed) && view.is_registered(&place.value.host) {
-            *loads.entry(place.value.host.capture.clone()).or_default() += 1;
-        }
-    }
-    loads
 }

@@ -1,15 +1,12 @@
 //! How the limit on dispatcher moves is shared out among the maintainers.
 //!
-//! What a maintainer was granted stays counted until its report shows that it has heard of less and has fewer moves under
-//! way: so the sum never passes the limit, whatever is lost on the way.
+//! What a maintainer was granted stays counted until its host shows that it has heard of less, and its moves until they
+//! have ended: so the sum never passes the limit, whatever is lost or late on the way.
 
 use std::collections::BTreeMap;
 
-use super::{Coordinator, standing::Standing};
-use crate::{
-    model::{ChangefeedId, MaintainerReport},
-    view::View,
-};
+use super::Coordinator;
+use crate::{model::MaintainerReport, view::View};
 
 /// The least limit of a drain, whatever its size.
 const LIMIT_MIN: u64 = 10;
@@ -27,46 +24,37 @@ impl Coordinator {
             return;
         }
         let limit = self.limit(view);
-        let mut needs = BTreeMap::new();
-        let mut committed = BTreeMap::new();
-        for feed in view.infos.keys() {
-            let Standing::Running(_, m) = self.standing(view, feed) else { continue };
-            let granted = self.granted.get(feed).copied().unwrap_or(0);
-            committed.insert(feed.clone(), u64::from(granted.max(m.share).max(m.in_flight)));
-            if let Some(need) = Self::need(view, m) {
-                needs.insert(feed.clone(), need);
-            }
+        let needs = self.index.needs();
+        let mut committed = self.index.holds().clone();
+        let told = self.peers.values().flat_map(|peer| &peer.told.1).map(|(feed, share)| (feed, *share));
+        let recalled = self.recalled.iter().map(|(feed, recalled)| (feed, recalled.share));
+        for (feed, share) in told.chain(recalled) {
+            let most = committed.entry(feed.clone()).or_default();
+            *most = u64::from(share).max(*most);
         }
         let used: u64 = committed.values().sum();
         let quota = (limit / (needs.len() as u64).max(1)).max(1);
         let mut room = limit.saturating_sub(used);
-        let mut granted = BTreeMap::new();
-        for (feed, need) in needs {
-            let has = committed.get(&feed).copied().unwrap_or(0);
-            let more = need.min(quota).saturating_sub(has).min(room);
-            room -= more;
-            granted.insert(feed, has + more);
+        let mut granted: BTreeMap<_, _> = committed.into_iter().filter(|(feed, _)| needs.contains_key(feed)).collect();
+        // First everybody's quota, then what that leaves goes to those who can use it, in order.
+        for most in [quota, u64::MAX] {
+            for (feed, need) in needs {
+                if room == 0 {
+                    break;
+                }
+                let has = granted.get(feed).copied().unwrap_or(0);
+                let more = (*need).min(most).saturating_sub(has).min(room);
+                room -= more;
+                granted.insert(feed.clone(), has + more);
+            }
         }
-        // What the quota leaves goes to those who can use it, in order.
-        for (feed, share) in &mut granted {
-            let need = self.report_of(view, feed).and_then(|m| Self::need(view, m)).unwrap_or(0);
-            let more = need.saturating_sub(*share).min(room);
-            room -= more;
-            *share += more;
-        }
+        granted.retain(|_, share| *share > 0);
         self.granted =
             granted.into_iter().map(|(feed, share)| (feed, u32::try_from(share).unwrap_or(u32::MAX))).collect();
     }
 
-    fn report_of<'a>(&'a self, view: &'a View, feed: &ChangefeedId) -> Option<&'a MaintainerReport> {
-        match self.standing(view, feed) {
-            Standing::Running(_, m) => Some(m),
-            _ => None,
-        }
-    }
-
     /// How many dispatchers a maintainer has to move; `None` when none.
-    fn need(view: &View, m: &MaintainerReport) -> Option<u64> {
+    pub(super) fn need(view: &View, m: &MaintainerReport) -> Option<u64> {
         let by_capture = m.dispatchers.as_ref()?;
         let leaving = by_capture
             .iter()

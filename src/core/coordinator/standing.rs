@@ -36,7 +36,7 @@ impl Coordinator {
         }
         let report = self.peers.get(&place.host.capture).and_then(|peer| peer.report.as_ref());
         let Some(report) = report else { return Standing::Starting(&place.host) };
-        let shown = report.maintainers.iter().find(|m| m.changefeed == *changefeed && m.epoch == place.epoch);
+        let shown = report.maintainer(changefeed).filter(|m| m.epoch == place.epoch);
         match shown {
             Some(m) if m.phase == MaintainerPhase::Stopping => Standing::Stopping(&place.host),
             Some(m) => Standing::Running(&place.host, m),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Coordinator, standing::Standing};
+use super::{Coordinator, index::Mark, standing::Standing};
 use crate::{
     model::{
         Blocker, CaptureId, ChangefeedId, ChangefeedStatus, DrainPhase, DrainRecord, DrainStatus, Now, OnDeadline,
@@ -19,25 +19,15 @@ impl Coordinator {
         (report.echo >= told).then_some(report.inventory)
     }
 
-    pub(super) fn phase(&self, view: &View, record: &DrainRecord) -> DrainPhase {
+    pub(super) fn phase(&self, record: &DrainRecord) -> DrainPhase {
         let target = record.incarnation();
-        let placed = view.places.iter().any(|(feed, place)| place.value.host == target && Self::shall_run(view, feed));
+        let placed = self.index.hosted(&target).next().is_some();
         match self.remaining(record) {
             _ if placed => DrainPhase::MovingMaintainers,
             Some(work) if work.maintainers > 0 => DrainPhase::MovingMaintainers,
-            Some(work) if work.dispatchers == 0 && self.dispatchers_in_flight(view) == 0 => DrainPhase::Proving,
+            Some(work) if work.dispatchers == 0 && self.index.in_flight() == 0 => DrainPhase::Proving,
             _ => DrainPhase::MovingDispatchers,
         }
-    }
-
-    fn dispatchers_in_flight(&self, view: &View) -> u64 {
-        let feeds = view.infos.keys().filter(|feed| Self::shall_run(view, feed));
-        feeds
-            .map(|feed| match self.standing(view, feed) {
-                Standing::Running(_, m) => u64::from(m.in_flight),
-                _ => 0,
-            })
-            .sum()
     }
 
     /// What holds the drain up.
@@ -57,23 +47,17 @@ impl Coordinator {
     /// The drain that is on.
     pub(crate) fn drain_status(&self, view: &View, now: Now) -> Option<DrainStatus> {
         let record = &view.record.as_ref()?.value;
-        let remaining_dispatchers = view
-            .infos
-            .keys()
-            .filter_map(|feed| match self.standing(view, feed) {
-                Standing::Running(_, m) => Some((feed.clone(), *m.dispatchers.as_ref()?.get(&record.target)?)),
-                _ => None,
-            })
-            .collect();
+        let left = |feed: &ChangefeedId| match self.standing(view, feed) {
+            Standing::Running(_, m) => Some((feed.clone(), *m.dispatchers.as_ref()?.get(&record.target)?)),
+            _ => None,
+        };
+        let remaining_dispatchers = self.index.marked(Mark::Disagreeing).filter_map(left).collect();
         Some(DrainStatus {
             record: record.clone(),
-            phase: self.phase(view, record),
+            phase: self.phase(record),
             remaining: self.remaining(record),
             remaining_dispatchers,
-            in_flight: WorkCount {
-                maintainers: self.moves.len() as u64,
-                dispatchers: self.dispatchers_in_flight(view),
-            },
+            in_flight: WorkCount { maintainers: self.moves.len() as u64, dispatchers: self.index.in_flight() },
             last_progress_at_ms: self.progress.as_ref().map_or(record.started_at_ms, |progress| progress.moved_at),
             blocked_by: self.blockers(view, record, now),
             proceeds: Self::proceeds(record, now),
@@ -115,8 +99,7 @@ impl Coordinator {
 
     /// How much work a capture has, as far as placements and its own report tell; `None` before its first report.
     pub(super) fn current_work(&self, view: &View, id: &CaptureId) -> Option<WorkCount> {
-        let target = view.incarnation(id);
-        let placed = view.places.values().filter(|place| Some(&place.value.host) == target.as_ref()).count();
+        let placed = view.incarnation(id).map_or(0, |target| self.index.hosted(&target).count());
         let (_, inventory) = self.work_of(id, Now::default());
         inventory.map(|work| WorkCount { maintainers: work.maintainers.max(placed as u64), ..work })
     }

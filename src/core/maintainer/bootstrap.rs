@@ -1,36 +1,35 @@
-//! How a maintainer learns what is there: every registered capture tells its inventory.
+//! How a maintainer learns what is there: every registered capture tells its inventory, one part for each question.
+//!
+//! What a part names goes into the plan as it comes, so that no event costs more than what it names. Nothing is placed
+//! before every inventory is complete.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use super::{Maintainer, Output, Planned, Site, Stage, position::Persisted};
+use super::{Maintainer, Ordered, Output, Planned, Site, Stage, Then, position::Persisted, spans::Slot};
 use crate::{
-    model::{CaptureId, DrainState, HostedDispatcher, Incarnation, Instant, Order},
+    model::{CaptureId, DrainState, HostedDispatcher, Incarnation, Instant, Order, SpanId, WriterEpoch},
     mutant::Mutant,
 };
 
-/// What a capture has told so far.
-#[derive(Debug, Default)]
+/// How far a capture has told its inventory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// All up to this span, in the order of their names.
+    UpTo(Option<SpanId>),
+    All,
+}
+
+/// The inventory of a capture.
+#[derive(Debug)]
 struct Inventory {
-    host: Option<Incarnation>,
-    /// Which of the host's answers the parts are of.
-    answer: u64,
-    parts: BTreeMap<u32, Vec<HostedDispatcher>>,
-    count: Option<u32>,
+    host: Arc<Incarnation>,
+    told: Told,
     /// It is known to have nothing.
     excused: bool,
     asked_at: Option<Instant>,
-}
-
-impl Inventory {
-    fn is_complete(&self) -> bool {
-        self.count.is_some_and(|count| self.parts.len() == count as usize)
-    }
-
-    /// Takes out what was told; what counts from then on is that it was complete.
-    fn open(&mut self) -> Vec<HostedDispatcher> {
-        self.count = Some(0);
-        std::mem::take(&mut self.parts).into_values().flatten().collect()
-    }
 }
 
 /// The inventories of all registered captures.
@@ -38,138 +37,144 @@ impl Inventory {
 pub(super) struct Bootstrap {
     captures: BTreeMap<CaptureId, Inventory>,
     next_ask: Option<Instant>,
+    /// Dispatchers that ended before the part that names them came.
+    ended: BTreeSet<(SpanId, WriterEpoch)>,
 }
 
 impl Bootstrap {
     /// Follows the membership: who is gone is not waited for, who is new is asked.
     pub(super) fn follow(&mut self, state: &DrainState, now: Instant) {
-        self.captures.retain(|id, inventory| {
-            let present = state.captures.get(id).map(|(node_epoch, _)| *node_epoch);
-            inventory.host.as_ref().map(|host| host.node_epoch) == present
-        });
+        self.captures.retain(|_, inventory| state.liveness(&inventory.host).is_some());
         for (id, (node_epoch, _)) in &state.captures {
-            let host = Incarnation { capture: id.clone(), node_epoch: *node_epoch };
-            let fresh = || Inventory { host: Some(host), ..Inventory::default() };
+            let host = Arc::new(Incarnation { capture: id.clone(), node_epoch: *node_epoch });
+            let fresh = || Inventory { host, told: Told::UpTo(None), excused: false, asked_at: None };
             self.captures.entry(id.clone()).or_insert_with(fresh);
         }
         self.next_ask = Some(now);
     }
 
+    /// Takes note of a part, if it is the one that was asked for. Whose it is.
+    fn take(
+        &mut self,
+        from: &Incarnation,
+        after: Option<SpanId>,
+        last: Option<SpanId>,
+        now: Instant,
+    ) -> Option<Arc<Incarnation>> {
+        let inventory = self.captures.get_mut(&from.capture).filter(|inventory| *inventory.host == *from)?;
+        if inventory.told != Told::UpTo(after) {
+            return None;
+        }
+        inventory.told = last.map_or(Told::All, |last| Told::UpTo(Some(last)));
+        inventory.asked_at = None;
+        self.next_ask = Some(now);
+        Some(inventory.host.clone())
+    }
+
     /// Nobody waits for what these have: nothing.
     pub(super) fn excuse(&mut self, newcomers: &[Incarnation]) {
         for inventory in self.captures.values_mut() {
-            inventory.excused = inventory.host.as_ref().is_some_and(|host| newcomers.contains(host));
+            inventory.excused = newcomers.contains(&inventory.host);
         }
     }
 
-    /// What a capture told, once it is complete.
-    fn told_by(&mut self, from: &Incarnation) -> Vec<HostedDispatcher> {
-        let inventory = self.captures.get_mut(&from.capture).filter(|inventory| inventory.is_complete());
-        inventory.map(Inventory::open).unwrap_or_default()
-    }
-
-    pub(super) fn take(
-        &mut self,
-        from: &Incarnation,
-        answer: u64,
-        (part, parts): (u32, u32),
-        dispatchers: Vec<HostedDispatcher>,
-    ) {
-        let Some(inventory) = self.captures.get_mut(&from.capture) else { return };
-        if inventory.host.as_ref() != Some(from) || inventory.is_complete() || answer < inventory.answer {
-            return;
-        }
-        if answer > inventory.answer {
-            // What has ended between two answers would be missed by a part of each.
-            inventory.parts.clear();
-            (inventory.answer, inventory.count) = (answer, Some(parts));
-        }
-        inventory.parts.insert(part, dispatchers);
+    fn is_complete(&self) -> bool {
+        let done = |inventory: &Inventory| inventory.told == Told::All || inventory.excused;
+        !self.captures.is_empty() && self.captures.values().all(done)
     }
 
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        self.next_ask.filter(|_| self.captures.values().any(|inventory| !inventory.is_complete()))
+        self.next_ask.filter(|_| self.captures.values().any(|inventory| inventory.told != Told::All))
+    }
+
+    /// A dispatcher that no part has named yet has ended.
+    pub(super) fn note_end(&mut self, writer: (SpanId, WriterEpoch)) {
+        self.ended.insert(writer);
     }
 }
 
 impl Maintainer {
-    /// Asks who has not answered, and begins to plan when everybody has.
-    pub(super) fn advance_bootstrap(&mut self) {
-        let due = self.bootstrap.next_ask.is_some_and(|at| at <= self.now);
-        if due {
-            self.bootstrap.next_ask = Some(self.now + self.options.heartbeat);
-            let again = self.now;
-            let patience = self.options.heartbeat;
-            for inventory in self.bootstrap.captures.values_mut().filter(|inventory| !inventory.is_complete()) {
-                if inventory.asked_at.is_some_and(|at| again.since(at) < patience) {
-                    continue;
-                }
-                inventory.asked_at = Some(again);
-                if let Some(to) = inventory.host.clone() {
-                    let order = Order::Bootstrap { config: self.config.clone() };
-                    self.outputs.push(Output::Order { to, order });
-                }
-            }
-        }
-        let answered = !self.bootstrap.captures.is_empty()
-            && (self.bootstrap.captures.values().all(|inventory| inventory.is_complete() || inventory.excused)
-                || self.mutants.has(Mutant::PlacesBeforeBootstrap));
-        if !self.running && answered && !matches!(self.persisted, Persisted::Reading { .. }) {
-            self.begin();
+    /// Takes a part of an inventory into the plan.
+    pub(super) fn take_inventory(
+        &mut self,
+        from: &Incarnation,
+        after: Option<SpanId>,
+        dispatchers: Vec<HostedDispatcher>,
+        more: bool,
+    ) {
+        let last = dispatchers.last().filter(|_| more).map(|hosted| hosted.span.id());
+        let Some(host) = self.bootstrap.take(from, after, last, self.now) else { return };
+        for dispatcher in dispatchers {
+            if self.running { self.take_late(&host, &dispatcher) } else { self.adopt(&host, dispatcher) }
         }
     }
 
     /// What a capture has that joined when the plan was made: an earlier maintainer may have put something there that is
     /// not of the plan.
-    pub(super) fn take_late_inventory(&mut self, from: &Incarnation) {
-        for dispatcher in self.bootstrap.told_by(from) {
-            let id = dispatcher.span.id();
-            let known = self.spans.get(id).and_then(|planned| planned.stage.site());
-            if known.is_none_or(|at| at.host != *from || at.writer_epoch != dispatcher.writer_epoch) {
-                self.surplus.insert((id, dispatcher.writer_epoch), (from.clone(), self.now));
-            }
+    fn take_late(&mut self, host: &Arc<Incarnation>, dispatcher: &HostedDispatcher) {
+        let writer = (dispatcher.span.id(), dispatcher.writer_epoch);
+        let known = self.spans.find(writer.0).and_then(|slot| self.spans.get(slot)?.stage.site());
+        if known.is_none_or(|at| at.host != *host || at.writer_epoch != writer.1) {
+            self.surplus.add(host.clone(), writer, self.now);
         }
     }
 
-    /// Rebuilds the plan. Of two dispatchers that could write the same row the higher writer stays.
+    /// Asks who has more to tell, and begins to plan when everybody has told all.
+    pub(super) fn advance_bootstrap(&mut self) {
+        let due = self.bootstrap.next_ask.is_some_and(|at| at <= self.now);
+        if due {
+            self.bootstrap.next_ask = Some(self.now + self.options.heartbeat);
+            let (now, patience) = (self.now, self.options.heartbeat);
+            for inventory in self.bootstrap.captures.values_mut() {
+                let Told::UpTo(after) = inventory.told else { continue };
+                if inventory.asked_at.is_some_and(|at| now.since(at) < patience) {
+                    continue;
+                }
+                inventory.asked_at = Some(now);
+                let order = Order::Bootstrap { config: self.config.clone(), after };
+                self.outputs.push(Output::Order { to: (*inventory.host).clone(), order });
+            }
+        }
+        let answered = self.bootstrap.is_complete()
+            || (self.mutants.has(Mutant::PlacesBeforeBootstrap) && !self.bootstrap.captures.is_empty());
+        if !self.running && answered && !matches!(self.persisted, Persisted::Reading { .. }) {
+            self.begin();
+        }
+    }
+
     fn begin(&mut self) {
         self.running = true;
-        let mut found: Vec<(Incarnation, HostedDispatcher)> = Vec::new();
-        for inventory in self.bootstrap.captures.values_mut().filter(|inventory| inventory.is_complete()) {
-            let Some(host) = inventory.host.clone() else { continue };
-            found.extend(inventory.open().into_iter().map(|dispatcher| (host.clone(), dispatcher)));
-        }
-        found.sort_by_key(|(_, dispatcher)| std::cmp::Reverse(dispatcher.writer_epoch));
-        for (host, dispatcher) in found {
-            let overlaps = self
-                .spans
-                .of_table(&dispatcher.span.table)
-                .into_iter()
-                .filter_map(|id| self.spans.get(id))
-                .any(|planned| planned.span.overlaps(&dispatcher.span));
-            let at = Site { host, writer_epoch: dispatcher.writer_epoch };
-            if overlaps {
-                let key = (dispatcher.span.id(), dispatcher.writer_epoch);
-                self.surplus.insert(key, (at.host, self.now));
-                continue;
-            }
-            let stage = if dispatcher.stopping {
-                Stage::Stopping { at, then: super::Then::Requeue }
-            } else {
-                Stage::Working { at }
-            };
-            let due = dispatcher.stopping.then_some(self.now);
-            self.spans.put(Planned {
-                span: dispatcher.span,
-                stage,
-                checkpoint_ts: dispatcher.checkpoint_ts.max(self.checkpoint_ts),
-                attempt: 0,
-                failures: 0,
-                due,
-                // The predecessor had begun to move it, and that counts against the limit.
-                moving: dispatcher.stopping,
-            });
-        }
+        self.bootstrap.ended.clear();
         self.outputs.push(Output::StartTrigger { start_ts: self.checkpoint_ts });
+    }
+
+    /// Takes a dispatcher that is there into the plan. Of two that could write the same row the higher writer stays.
+    fn adopt(&mut self, host: &Arc<Incarnation>, dispatcher: HostedDispatcher) {
+        let HostedDispatcher { span, writer_epoch, checkpoint_ts, stopping } = dispatcher;
+        let writer = (span.id(), writer_epoch);
+        if self.bootstrap.ended.contains(&writer) {
+            return;
+        }
+        let rivals = self.spans.overlapping(&span);
+        let writer_of = |slot: &Slot| self.spans.get(*slot)?.stage.site().map(|at| at.writer_epoch);
+        if rivals.iter().filter_map(writer_of).any(|rival| rival > writer_epoch) {
+            return self.surplus.add(host.clone(), writer, self.now);
+        }
+        for rival in rivals {
+            let Some(beaten) = self.spans.remove(rival) else { continue };
+            if let Some(at) = beaten.stage.site() {
+                self.surplus.add(at.host.clone(), (beaten.span.id(), at.writer_epoch), self.now);
+            }
+        }
+        self.unlisted.insert(span.table.clone());
+        let at = Site { host: host.clone(), writer_epoch };
+        let stage = if stopping {
+            Stage::Stopping(Box::new(Ordered { at, due: self.now }), Then::Requeue)
+        } else {
+            Stage::Working(at)
+        };
+        let checkpoint_ts = checkpoint_ts.max(self.checkpoint_ts);
+        // What the predecessor had begun to move counts against the limit.
+        self.spans.insert(Planned { span, stage, checkpoint_ts, attempt: 0, failures: 0, moving: stopping });
     }
 }

@@ -7,31 +7,38 @@ mod bootstrap;
 mod placing;
 mod position;
 mod spans;
+mod surplus;
 mod tables;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use self::{
     bootstrap::Bootstrap,
     position::Persisted,
-    spans::{Planned, Site, Spans, Stage, Then},
+    spans::{Ordered, Planned, Site, Slot, Spans, Stage, Then},
+    surplus::Surplus,
+    tables::{Doubtful, TableNews},
 };
 use crate::{
     measure::{Measurement, MoveOutcome},
     model::{
-        ChangefeedConfig, ChangefeedEpoch, ChangefeedId, CommitTs, DispatcherFate, DispatcherNews, DrainState,
-        Heartbeat, Incarnation, Instant, MaintainerPhase, MaintainerReport, NewDispatcher, Now, Options, Order,
-        Position, Span, SpanId, Status, WriterEpoch,
+        CaptureId, ChangefeedConfig, ChangefeedEpoch, ChangefeedId, CommitTs, DispatcherFate, DispatcherNews,
+        DrainState, Heartbeat, Incarnation, Instant, MaintainerPhase, MaintainerReport, NewDispatcher, Now, Options,
+        Order, Position, Span, SpanId, Status, WriterEpoch, parts,
     },
     mutant::{Mutant, Mutants},
     store::{Revision, Txn, TxnOutcome},
 };
 
 /// After so many failures of a dispatcher without progress the changefeed fails.
-const FAILURES_MAX: u32 = 8;
+const FAILURES_MAX: u16 = 8;
+
+/// After which an event is wanted when one was not enough for all that was to be done.
+const MOMENT: Duration = Duration::from_nanos(1);
 
 /// What happens to a maintainer.
 #[derive(Debug)]
@@ -108,7 +115,7 @@ pub struct Maintainer {
     mutants: Mutants,
     /// The latest drain state, and who may get work under it.
     state: DrainState,
-    destinations: Vec<Incarnation>,
+    destinations: Vec<Arc<Incarnation>>,
     share: u32,
     balance: bool,
     /// The beat of the heartbeat that was heard last.
@@ -118,16 +125,23 @@ pub struct Maintainer {
     spans: Spans,
     /// When the moves that are on their way began, and whether an order for them was repeated.
     moves: BTreeMap<SpanId, (Instant, bool)>,
-    /// Dispatchers that are not of the plan, and are being stopped.
-    surplus: BTreeMap<(SpanId, WriterEpoch), (Incarnation, Instant)>,
+    surplus: Surplus,
     counter: u64,
-    /// Whether the table trigger has told which tables are there.
-    tables_listed: bool,
-    /// Tables that it did not list then: up to where their spans had come, and when they have ended if no birth is told
-    /// up to there.
-    doubtful: BTreeMap<Arc<str>, (CommitTs, CommitTs)>,
-    /// Tables that have ended, and when.
+    /// How many more spans the present event may take up.
+    room: usize,
+    /// Hosts may have been lost whose spans are not queued yet; until they are, nothing is placed.
+    hosts_lost: bool,
+    /// What the trigger told and is not planned yet.
+    table_news: VecDeque<TableNews>,
+    /// Tables of inventories that the table trigger has not listed yet.
+    unlisted: BTreeSet<Arc<str>>,
+    /// When those that it did not list have ended, if no birth is told up to there; known once its list is complete.
+    listed_ts: Option<CommitTs>,
+    doubtful: Doubtful,
+    /// Tables that have ended and still have spans, and when they ended.
     ended: BTreeMap<Arc<str>, CommitTs>,
+    /// Their spans, to be looked at.
+    passing: VecDeque<Slot>,
     resolved_ts: CommitTs,
     /// When the source passed which commit timestamp.
     samples: VecDeque<(CommitTs, u64)>,
@@ -139,7 +153,7 @@ pub struct Maintainer {
     warning: Option<String>,
     /// The highest later placement that sinks know a writer of.
     outranked_by: Option<ChangefeedEpoch>,
-    orders: BTreeMap<Incarnation, Orders>,
+    orders: BTreeMap<Arc<Incarnation>, Orders>,
     outputs: Vec<Output>,
     now: Instant,
 }
@@ -173,11 +187,16 @@ impl Maintainer {
             running: false,
             spans: Spans::default(),
             moves: BTreeMap::new(),
-            surplus: BTreeMap::new(),
+            surplus: Surplus::default(),
             counter: 0,
-            tables_listed: false,
-            doubtful: BTreeMap::new(),
+            room: usize::MAX,
+            hosts_lost: false,
+            table_news: VecDeque::new(),
+            unlisted: BTreeSet::new(),
+            listed_ts: None,
+            doubtful: Doubtful::default(),
             ended: BTreeMap::new(),
+            passing: VecDeque::new(),
             samples: VecDeque::new(),
             checkpoint_at_ms: 0,
             persisted: Persisted::Reading { next: Instant::default() },
@@ -209,6 +228,7 @@ impl Maintainer {
     /// Takes an input, and says what shall be done.
     pub fn handle(&mut self, input: Input<'_>, now: Now) -> Vec<Output> {
         self.now = now.monotonic;
+        self.room = self.options.event_max_spans;
         match input {
             Input::PositionRead(position) => self.take_position(position),
             Input::Heard(heartbeat) => self.hear(heartbeat),
@@ -227,10 +247,27 @@ impl Maintainer {
 
     /// When it wants to be woken.
     pub fn wake_at(&self) -> Option<Instant> {
-        let surplus = self.surplus.values().map(|(_, due)| *due).min();
-        let queue = self.spans.queue_at().filter(|at| *at > self.now);
-        let bootstrap = self.bootstrap.wake_at();
-        [self.spans.wake_at(), surplus, queue, bootstrap, self.persist_at()].into_iter().flatten().min()
+        if self.room == 0 {
+            return Some(self.now + MOMENT);
+        }
+        let orders = self.spans.wake_at().into_iter().chain(self.surplus.wake_at()).min().filter(|_| self.running);
+        let queue = self.spans.queue_after(self.now);
+        [orders, queue, self.bootstrap.wake_at(), self.persist_at()].into_iter().flatten().min()
+    }
+
+    /// How far it is.
+    pub(crate) fn phase(&self) -> MaintainerPhase {
+        if self.running { MaintainerPhase::Running } else { MaintainerPhase::Bootstrapping }
+    }
+
+    /// How many of its dispatchers are on the move.
+    pub(crate) fn in_flight(&self) -> u32 {
+        u32::try_from(self.spans.moving()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether it is sure to have nothing on a capture.
+    pub(crate) fn has_nothing_on(&self, capture: &CaptureId) -> bool {
+        self.running && !self.spans.is_on(capture) && !self.surplus.is_on(capture)
     }
 
     /// What the coordinator is told.
@@ -238,12 +275,12 @@ impl Maintainer {
         MaintainerReport {
             changefeed: self.changefeed.clone(),
             epoch: self.epoch,
-            phase: if self.running { MaintainerPhase::Running } else { MaintainerPhase::Bootstrapping },
+            phase: self.phase(),
             stamp: self.state.stamp,
             checkpoint_ts: self.checkpoint_ts,
             checkpoint_at_ms: self.checkpoint_at_ms,
             dispatchers: self.running.then(|| self.counts()),
-            in_flight: u32::try_from(self.spans.moving()).unwrap_or(u32::MAX),
+            in_flight: self.in_flight(),
             share: self.share,
             error: self.error.clone(),
             warning: self.warning.clone(),
@@ -251,10 +288,10 @@ impl Maintainer {
         }
     }
 
-    fn counts(&self) -> BTreeMap<crate::model::CaptureId, u64> {
+    fn counts(&self) -> BTreeMap<CaptureId, u64> {
         let mut counts = self.spans.counts();
-        for (host, _) in self.surplus.values() {
-            *counts.entry(host.capture.clone()).or_default() += 1;
+        for (capture, count) in self.surplus.counts() {
+            *counts.entry(capture.clone()).or_default() += count;
         }
         counts
     }
@@ -265,7 +302,9 @@ impl Maintainer {
         }
         self.beat = heartbeat.beat;
         let news = heartbeat.state.stamp > self.state.stamp;
-        self.destinations.clone_from(&heartbeat.destinations);
+        if !self.destinations.iter().map(|host| &**host).eq(&heartbeat.destinations) {
+            self.destinations = heartbeat.destinations.iter().cloned().map(Arc::new).collect();
+        }
         self.share = heartbeat.shares.get(&self.changefeed).copied().unwrap_or(0);
         self.balance = heartbeat.balance;
         if news {
@@ -280,18 +319,12 @@ impl Maintainer {
 
     fn take_status(&mut self, from: &Incarnation, status: Status) {
         match status {
-            Status::Inventory { answer, part, parts, dispatchers } => {
-                self.bootstrap.take(from, answer, (part, parts), dispatchers);
-                if self.running {
-                    self.take_late_inventory(from);
-                }
-            }
-            Status::Progress(news) if self.running => {
+            Status::Inventory { after, dispatchers, more } => self.take_inventory(from, after, dispatchers, more),
+            Status::Progress(news) => {
                 for news in news {
                     self.take_news(from, news);
                 }
             }
-            Status::Progress(_) => {}
         }
     }
 
@@ -300,108 +333,132 @@ impl Maintainer {
         let failed = matches!(news.what, DispatcherFate::Failed { .. });
         if failed {
             // Its host repeats this until a stop shows that it was heard.
-            self.orders.entry(from.clone()).or_default().stop.push((news.span, news.writer_epoch));
+            self.orders.entry(Arc::new(from.clone())).or_default().stop.push((news.span, news.writer_epoch));
         }
-        if failed || matches!(news.what, DispatcherFate::Stopped { .. }) {
-            self.surplus.remove(&(news.span, news.writer_epoch));
-        }
-        let present = self.spans.get(news.span).and_then(|planned| planned.stage.site());
-        if present.is_none_or(|at| at.host != *from || at.writer_epoch != news.writer_epoch) {
+        let slot = self.spans.find(news.span);
+        let present = slot.and_then(|slot| self.spans.get(slot)?.stage.site());
+        let is_present = present.is_some_and(|at| *at.host == *from && at.writer_epoch == news.writer_epoch);
+        let Some(slot) = slot.filter(|_| is_present) else {
+            if failed || matches!(news.what, DispatcherFate::Stopped { .. }) {
+                self.take_other_end(from, (news.span, news.writer_epoch));
+            }
             return;
-        }
-        let Some(mut planned) = self.spans.take(news.span) else { return };
+        };
         match news.what {
-            DispatcherFate::Working { checkpoint_ts, split_at } => {
-                if checkpoint_ts > planned.checkpoint_ts {
-                    planned.failures = 0;
-                }
-                planned.checkpoint_ts = planned.checkpoint_ts.max(checkpoint_ts);
-                self.take_working(planned, split_at);
-            }
-            DispatcherFate::Stopped { checkpoint_ts } => {
-                planned.checkpoint_ts = planned.checkpoint_ts.max(checkpoint_ts.unwrap_or(0));
-                self.take_stopped(planned);
-            }
+            DispatcherFate::Working { checkpoint_ts, split_at } => self.take_working(slot, checkpoint_ts, split_at),
+            DispatcherFate::Stopped { checkpoint_ts } => self.take_stopped(slot, checkpoint_ts),
             DispatcherFate::Refused => {
-                planned.attempt += 1;
-                let attempt = planned.attempt;
-                self.back_off(planned, attempt);
+                let attempt = self.spans.change(slot, |planned| {
+                    planned.attempt = planned.attempt.saturating_add(1);
+                    planned.attempt
+                });
+                self.back_off(slot, attempt.unwrap_or_default());
             }
             DispatcherFate::Failed { error, fatal, outranked_by } => {
-                planned.failures += 1;
-                let failures = planned.failures;
-                self.outranked_by = self.outranked_by.max(outranked_by);
-                if fatal || failures > FAILURES_MAX {
-                    self.error = Some(error);
-                } else {
-                    self.warning = Some(error);
-                }
-                match &planned.stage {
-                    Stage::Stopping { .. } => self.take_stopped(planned),
-                    _ => self.back_off(planned, failures),
-                }
+                self.take_failed(slot, error, fatal, outranked_by);
             }
         }
     }
 
-    fn take_working(&mut self, mut planned: Planned, split_at: Option<Arc<[u8]>>) {
-        if let Stage::Creating { at } = planned.stage {
-            planned.stage = Stage::Working { at };
-            planned.moving = false;
-            self.end_move(planned.span.id(), MoveOutcome::arrived);
-            planned.due = None;
-            planned.attempt = 0;
+    fn take_failed(&mut self, slot: Slot, error: String, fatal: bool, outranked_by: Option<ChangefeedEpoch>) {
+        let failed = self.spans.change(slot, |planned| {
+            planned.failures = planned.failures.saturating_add(1);
+            (planned.failures, matches!(planned.stage, Stage::Stopping(..)))
+        });
+        let Some((failures, stopping)) = failed else { return };
+        self.outranked_by = self.outranked_by.max(outranked_by);
+        if fatal || failures > FAILURES_MAX {
+            self.error = Some(error);
+        } else {
+            self.warning = Some(error);
         }
-        let split = split_at.filter(|at| *planned.span.start < **at && **at < *planned.span.end);
+        if stopping { self.take_stopped(slot, None) } else { self.back_off(slot, failures) }
+    }
+
+    /// A dispatcher that is not of the plan has ended.
+    fn take_other_end(&mut self, from: &Incarnation, writer: (SpanId, WriterEpoch)) {
+        self.surplus.remove(from, writer);
+        if !self.running {
+            self.bootstrap.note_end(writer);
+        }
+    }
+
+    fn take_working(&mut self, slot: Slot, checkpoint_ts: CommitTs, split_at: Option<Arc<[u8]>>) {
+        let mut arrived = None;
+        let split = self.spans.change(slot, |planned| {
+            if checkpoint_ts > planned.checkpoint_ts {
+                planned.checkpoint_ts = checkpoint_ts;
+                planned.failures = 0;
+            }
+            if let Stage::Creating(ordered) = &planned.stage {
+                planned.stage = Stage::Working(ordered.at.clone());
+                arrived = std::mem::take(&mut planned.moving).then(|| planned.span.id());
+                planned.attempt = 0;
+            }
+            let inside = |at: &Arc<[u8]>| *planned.span.start < **at && **at < *planned.span.end;
+            split_at.filter(inside).filter(|_| matches!(planned.stage, Stage::Working(_)))
+        });
+        if let Some(id) = arrived {
+            self.end_move(id, MoveOutcome::arrived);
+        }
+        self.let_go(slot);
         let quiet = self.state.drain.is_none() && self.config.span_max_keys > 0;
-        match (split, matches!(planned.stage, Stage::Working { .. })) {
-            (Some(at), true) if quiet => self.stop(planned, Then::Split(at)),
-            _ => self.spans.put(planned),
+        let works = || self.spans.get(slot).is_some_and(|planned| matches!(planned.stage, Stage::Working(_)));
+        if let Some(at) = split.flatten().filter(|_| quiet && works()) {
+            self.stop(slot, Then::Split(at));
         }
     }
 
     /// It has stopped, and its checkpoint is known: on to what was decided.
-    fn take_stopped(&mut self, mut planned: Planned) {
-        let then = match &planned.stage {
-            Stage::Stopping { then, .. } => then.clone(),
-            _ => Then::Requeue,
-        };
-        planned.due = None;
-        planned.stage = Stage::Queued { not_before: self.now };
+    fn take_stopped(&mut self, slot: Slot, checkpoint_ts: Option<CommitTs>) {
+        let not_before = self.now;
+        let then = self.spans.change(slot, |planned| {
+            planned.checkpoint_ts = planned.checkpoint_ts.max(checkpoint_ts.unwrap_or(0));
+            match std::mem::replace(&mut planned.stage, Stage::Queued { not_before }) {
+                Stage::Stopping(_, then) => then,
+                _ => Then::Requeue,
+            }
+        });
         match then {
             // A table that was born anew meanwhile needs its span, which is in the plan already.
-            Then::Drop if self.ended.contains_key(&planned.span.table) || self.mutants.has(Mutant::DropsReborn) => {}
-            Then::Requeue | Then::Drop => self.spans.put(planned),
-            Then::Split(at) => {
-                let Span { table, start, end } = planned.span.clone();
-                for span in [
-                    Span { table: table.clone(), start, end: at.clone() },
-                    Span { table: table.clone(), start: at, end },
-                ] {
-                    self.spans.put(Planned { span, attempt: 0, moving: false, ..planned.clone() });
-                }
-            }
+            Some(Then::Drop) if self.has_ended(slot) || self.mutants.has(Mutant::DropsReborn) => self.drop_span(slot),
+            Some(Then::Requeue | Then::Drop) => self.let_go(slot),
+            Some(Then::Split(at)) => self.split(slot, &at),
+            None => {}
+        }
+    }
+
+    fn split(&mut self, slot: Slot, at: &Arc<[u8]>) {
+        let Some(whole) = self.spans.remove(slot) else { return };
+        let Span { table, start, end } = whole.span.clone();
+        for (start, end) in [(start, at.clone()), (at.clone(), end)] {
+            let span = Span { table: table.clone(), start, end };
+            let half = self.spans.insert(Planned { span, attempt: 0, moving: false, ..whole.clone() });
+            self.let_go(half);
         }
     }
 
     /// It runs nowhere, for a reason that may pass: it waits, longer each time.
-    fn back_off(&mut self, mut planned: Planned, times: u32) {
+    fn back_off(&mut self, slot: Slot, times: u16) {
         let doubled = self.options.heartbeat.saturating_mul(1 << times.saturating_sub(1).min(8));
-        let wait = doubled.min(self.options.move_timeout);
-        self.repeat_move(planned.span.id());
-        planned.due = None;
-        planned.stage = Stage::Queued { not_before: self.now + wait };
-        self.spans.put(planned);
+        let not_before = self.now + doubled.min(self.options.move_timeout);
+        self.repeat_move(slot);
+        self.spans.change(slot, |planned| planned.stage = Stage::Queued { not_before });
+        self.let_go(slot);
     }
 
     /// Orders a stop. From here the span only goes forward.
-    fn stop(&mut self, mut planned: Planned, then: Then) {
-        let Some(at) = planned.stage.site().cloned() else { return self.spans.put(planned) };
-        planned.attempt = 0;
-        planned.due = Some(self.now + self.options.move_timeout);
-        self.orders.entry(at.host.clone()).or_default().stop.push((planned.span.id(), at.writer_epoch));
-        planned.stage = Stage::Stopping { at, then };
-        self.spans.put(planned);
+    fn stop(&mut self, slot: Slot, then: Then) {
+        let due = self.now + self.options.move_timeout;
+        let stopped = self.spans.change(slot, |planned| {
+            let at = planned.stage.site()?.clone();
+            planned.attempt = 0;
+            planned.stage = Stage::Stopping(Box::new(Ordered { at: at.clone(), due }), then);
+            Some((planned.span.id(), at))
+        });
+        if let Some((id, at)) = stopped.flatten() {
+            self.orders.entry(at.host).or_default().stop.push((id, at.writer_epoch));
+        }
     }
 
     fn next_writer(&mut self) -> WriterEpoch {
@@ -411,14 +468,18 @@ impl Maintainer {
 
     fn advance(&mut self) {
         self.advance_bootstrap();
+        self.queue_lost();
         if self.running {
-            self.drop_ended_tables();
+            self.plan_tables();
             self.repeat_orders();
-            self.move_away();
-            self.spread();
-            self.place_queued();
-            if self.spans.all_work() {
-                self.warning = None;
+            // What was lost is queued whole before anything is placed.
+            if !self.hosts_lost {
+                self.move_away();
+                self.spread();
+                self.place_queued();
+                if self.spans.all_work() {
+                    self.warning = None;
+                }
             }
             self.raise_checkpoint();
         }
@@ -427,44 +488,39 @@ impl Maintainer {
 
     fn send_orders(&mut self) {
         for (to, orders) in std::mem::take(&mut self.orders) {
-            for stop in orders.stop.chunks(crate::model::MESSAGE_MAX_DISPATCHERS) {
-                self.outputs.push(Output::Order { to: to.clone(), order: Order::Stop(stop.to_vec()) });
+            for stop in parts(orders.stop, |_| 0) {
+                self.outputs.push(Output::Order { to: (*to).clone(), order: Order::Stop(stop) });
             }
-            for create in orders.create.chunks(crate::model::MESSAGE_MAX_DISPATCHERS) {
-                let order = Order::Create { config: self.config.clone(), dispatchers: create.to_vec() };
-                self.outputs.push(Output::Order { to: to.clone(), order });
+            for dispatchers in parts(orders.create, |new| new.span.bytes()) {
+                let order = Order::Create { config: self.config.clone(), dispatchers };
+                self.outputs.push(Output::Order { to: (*to).clone(), order });
             }
         }
     }
 
     fn follow_membership(&mut self) {
         self.bootstrap.follow(&self.state, self.now);
-        if !self.running {
-            return;
-        }
-        let surplus = std::mem::take(&mut self.surplus);
-        self.surplus = surplus.into_iter().filter(|(_, (host, _))| self.state.liveness(host).is_some()).collect();
-        if self.mutants.has(Mutant::OrphansSpans) {
-            return;
-        }
-        for capture in self.spans.hosts() {
-            // All of a capture's spans are on one life of it: whatever a lost life had is queued before anything is placed
-            // on the next one.
-            let spans = self.spans.on(&capture);
-            let first = spans.first().and_then(|id| self.spans.get(*id)).and_then(|planned| planned.stage.site());
-            if first.is_none_or(|at| self.state.liveness(&at.host).is_some()) {
-                continue;
-            }
-            for id in spans {
-                if let Some(planned) = self.spans.take(id) {
-                    self.repeat_move(id);
-                    self.take_stopped(planned);
-                }
+        self.surplus.retain_hosts(|host| self.state.liveness(host).is_some());
+        self.hosts_lost = !self.mutants.has(Mutant::OrphansSpans);
+    }
+
+    /// What was on hosts that are gone is queued, as much as one event may.
+    fn queue_lost(&mut self) {
+        while self.hosts_lost && self.room > 0 {
+            let lost = self.spans.hosts().find(|host| self.state.liveness(host).is_none());
+            let Some(host) = lost.cloned() else {
+                self.hosts_lost = false;
+                return;
+            };
+            for slot in self.spans.on(&host, self.room) {
+                self.room -= 1;
+                self.repeat_move(slot);
+                self.take_stopped(slot, None);
             }
         }
     }
 
-    fn site(&mut self, host: Incarnation) -> Site {
+    fn site(&mut self, host: Arc<Incarnation>) -> Site {
         Site { host, writer_epoch: self.next_writer() }
     }
 }

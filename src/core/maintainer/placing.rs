@@ -1,13 +1,16 @@
 //! Where dispatchers go: off captures that are not `Alive` first, then what is queued, then balance.
 
-use super::{Maintainer, Order, Output, Stage, Then, spans::Planned};
+use std::sync::Arc;
+
+use super::{Maintainer, Ordered, Output, Slot, Stage, Then};
 use crate::{
     measure::{Measurement, MoveKind, MoveOutcome},
     model::{Incarnation, Instant, Liveness, NewDispatcher, SpanId},
     mutant::Mutant,
 };
 
-/// Most creations of one maintainer under way; more are queued until some are acknowledged.
+/// Most creations of one maintainer under way, those of moves left out: they have the share. More are queued until some
+/// are acknowledged.
 const CREATING_MAX: usize = 1024;
 
 impl Maintainer {
@@ -21,39 +24,38 @@ impl Maintainer {
     /// Moves dispatchers off captures that are not `Alive`, within the share. The next begins when one ends. Not while
     /// this maintainer lives there itself: maintainers go first.
     pub(super) fn move_away(&mut self) {
-        let leaving: Vec<_> = self
-            .spans
-            .hosts()
-            .into_iter()
-            .filter(|id| self.state.captures.get(id).is_some_and(|(_, l)| *l != Liveness::Alive))
-            .collect();
-        for capture in leaving {
-            let room = self.moves_left();
-            let home = capture == self.me.capture && !self.mutants.has(Mutant::DispatchersFirst);
-            if room == 0 || home || !self.has_destination_besides(&capture) {
+        let leaves = |host: &&Arc<Incarnation>| self.state.liveness(host).is_some_and(|l| l != Liveness::Alive);
+        let leaving: Vec<_> = self.spans.hosts().filter(leaves).cloned().collect();
+        for host in leaving {
+            let room = self.moves_left().min(self.room);
+            let home = host.capture == self.me.capture && !self.mutants.has(Mutant::DispatchersFirst);
+            if room == 0 || home || !self.has_destination_besides(&host) {
                 continue;
             }
-            for id in self.spans.working_on(&capture, room) {
-                self.begin_move(id);
+            for slot in self.spans.working_on(&host, room) {
+                self.room -= 1;
+                self.begin_move(slot);
             }
         }
     }
 
-    fn has_destination_besides(&self, capture: &crate::model::CaptureId) -> bool {
-        self.destinations.iter().any(|who| who.capture != *capture)
+    fn has_destination_besides(&self, host: &Incarnation) -> bool {
+        self.destinations.iter().any(|who| who.capture != host.capture)
     }
 
-    fn begin_move(&mut self, id: SpanId) {
-        if let Some(mut planned) = self.spans.take(id) {
+    fn begin_move(&mut self, slot: Slot) {
+        let id = self.spans.change(slot, |planned| {
             planned.moving = true;
-            self.moves.insert(id, (self.now, false));
-            self.stop(planned, Then::Requeue);
-        }
+            planned.span.id()
+        });
+        self.moves.extend(id.map(|id| (id, (self.now, false))));
+        self.stop(slot, Then::Requeue);
     }
 
     /// An order for a span was not enough; if it is on the move, that is told when the move ends.
-    pub(super) fn repeat_move(&mut self, id: SpanId) {
-        if let Some((_, repeated)) = self.moves.get_mut(&id) {
+    pub(super) fn repeat_move(&mut self, slot: Slot) {
+        let id = self.spans.get(slot).filter(|planned| planned.moving).map(|planned| planned.span.id());
+        if let Some((_, repeated)) = id.and_then(|id| self.moves.get_mut(&id)) {
             *repeated = true;
         }
     }
@@ -73,50 +75,51 @@ impl Maintainer {
         if !quiet || self.destinations.len() < 2 {
             return;
         }
-        let load = |who: &Incarnation| self.spans.count_on(&who.capture);
+        let load = |who: &Incarnation| self.spans.count_on(who);
         let fullest = self.destinations.iter().max_by_key(|who| (load(who), std::cmp::Reverse(&who.capture)));
         let emptiest = self.destinations.iter().min_by_key(|who| (load(who), &who.capture));
         let Some((fullest, emptiest)) = fullest.zip(emptiest) else { return };
         if load(fullest) < load(emptiest) + 2 {
             return;
         }
-        for id in self.spans.working_on(&fullest.capture.clone(), 1) {
-            self.begin_move(id);
+        for slot in self.spans.working_on(&fullest.clone(), 1) {
+            self.begin_move(slot);
         }
     }
 
     /// The least loaded destination, counting what is on its way to it; ties fall to the smaller name.
-    fn choose(&self) -> Option<Incarnation> {
-        let best = self.destinations.iter().min_by_key(|who| {
-            (self.state.avoid.contains(&who.capture), self.spans.count_on(&who.capture), &who.capture)
-        });
+    fn choose(&self) -> Option<Arc<Incarnation>> {
+        let best = self
+            .destinations
+            .iter()
+            .min_by_key(|who| (self.state.avoid.contains(&who.capture), self.spans.count_on(who), &who.capture));
         best.cloned()
     }
 
     pub(super) fn place_queued(&mut self) {
-        while self.spans.creating() < CREATING_MAX
-            && let Some(id) = self.spans.next_queued(self.now)
+        while self.room > 0
+            && let Some(slot) = self.spans.next_queued(self.now, self.spans.creating() >= CREATING_MAX)
         {
             let Some(host) = self.choose() else { return };
-            let Some(planned) = self.spans.take(id) else { return };
-            self.create(planned, host);
+            self.room -= 1;
+            self.create(slot, host);
         }
     }
 
-    fn create(&mut self, mut planned: Planned, host: Incarnation) {
+    fn create(&mut self, slot: Slot, host: Arc<Incarnation>) {
         let at = self.site(host);
-        let order = NewDispatcher {
-            span: planned.span.clone(),
-            writer_epoch: at.writer_epoch,
-            start_ts: planned.checkpoint_ts,
-        };
-        self.orders.entry(at.host.clone()).or_default().create.push(order);
-        planned.due = Some(self.later(planned.attempt));
-        planned.stage = Stage::Creating { at };
-        self.spans.put(planned);
+        let Some(attempt) = self.spans.get(slot).map(|planned| planned.attempt) else { return };
+        let due = self.later(attempt);
+        let order = self.spans.change(slot, |planned| {
+            planned.stage = Stage::Creating(Box::new(Ordered { at: at.clone(), due }));
+            // What is persisted was proven by an earlier maintainer, of this span, too.
+            let start_ts = planned.checkpoint_ts.max(self.checkpoint_ts);
+            NewDispatcher { span: planned.span.clone(), writer_epoch: at.writer_epoch, start_ts }
+        });
+        self.orders.entry(at.host).or_default().create.extend(order);
     }
 
-    fn later(&self, attempt: u32) -> Instant {
+    fn later(&self, attempt: u16) -> Instant {
         let doubled = self.options.move_timeout.saturating_mul(1 << attempt.min(16));
         self.now + doubled.min(self.options.move_timeout_max)
     }
@@ -124,30 +127,41 @@ impl Maintainer {
     /// Orders whose time is up. A creation is stopped, and that has to be acknowledged before another starts; a stop is
     /// sent again, for as long as its host is registered.
     pub(super) fn repeat_orders(&mut self) {
-        while let Some(id) = self.spans.next_due(self.now) {
-            let Some(mut planned) = self.spans.take(id) else { return };
-            self.repeat_move(id);
-            planned.attempt += 1;
-            planned.due = Some(self.later(planned.attempt));
+        while self.room > 0
+            && let Some(slot) = self.spans.next_due(self.now)
+        {
+            self.room -= 1;
+            self.repeat_move(slot);
             if self.mutants.has(Mutant::StartsWithoutAck) {
-                self.take_stopped(planned);
+                self.take_stopped(slot, None);
                 continue;
             }
-            if let Stage::Creating { at } = &planned.stage {
-                planned.stage = Stage::Stopping { at: at.clone(), then: Then::Requeue };
-            }
-            if let Some(at) = planned.stage.site() {
-                self.orders.entry(at.host.clone()).or_default().stop.push((id, at.writer_epoch));
-            }
-            self.spans.put(planned);
+            self.repeat_stop(slot);
         }
         let again = self.now + self.options.move_timeout;
-        for ((span, writer_epoch), (host, due)) in &mut self.surplus {
-            if *due <= self.now {
-                *due = again;
-                let order = Order::Stop(vec![(*span, *writer_epoch)]);
-                self.outputs.push(Output::Order { to: host.clone(), order });
-            }
+        while self.room > 0
+            && let Some((host, writer)) = self.surplus.next_due(self.now, again)
+        {
+            self.room -= 1;
+            self.orders.entry(host).or_default().stop.push(writer);
+        }
+    }
+
+    fn repeat_stop(&mut self, slot: Slot) {
+        let Some(attempt) = self.spans.get(slot).map(|planned| planned.attempt.saturating_add(1)) else { return };
+        let due = self.later(attempt);
+        let stopped = self.spans.change(slot, |planned| {
+            planned.attempt = attempt;
+            let at = planned.stage.site()?.clone();
+            let then = match &planned.stage {
+                Stage::Stopping(_, then) => then.clone(),
+                _ => Then::Requeue,
+            };
+            planned.stage = Stage::Stopping(Box::new(Ordered { at: at.clone(), due }), then);
+            Some((planned.span.id(), at))
+        });
+        if let Some((id, at)) = stopped.flatten() {
+            self.orders.entry(at.host).or_default().stop.push((id, at.writer_epoch));
         }
     }
 }

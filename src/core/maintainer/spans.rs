@@ -1,11 +1,17 @@
 //! The plan of a changefeed: every span, where it is worked on, and how far it has come.
 //!
-//! Kept with indexes, so that an event costs a logarithm for each span that it names.
+//! Kept with indexes, so that an event costs a logarithm for each span that it names. Indexes name a span by its
+//! [`Slot`], a number of four bytes, and hold nothing twice: a million spans fit in memory.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    sync::Arc,
+};
+
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::model::{CaptureId, CommitTs, Incarnation, Instant, Span, SpanId, WriterEpoch};
-use std::sync::Arc;
 
 /// Where a span's dispatcher is in its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,18 +19,26 @@ pub(super) enum Stage {
     /// Nobody works on it: it waits for a destination, not before this time.
     Queued { not_before: Instant },
     /// Its creation was ordered.
-    Creating { at: Site },
+    Creating(Box<Ordered>),
     /// It works.
-    Working { at: Site },
+    Working(Site),
     /// Its stop was ordered, and what follows is decided. From here it only goes forward.
-    Stopping { at: Site, then: Then },
+    Stopping(Box<Ordered>, Then),
 }
 
 /// A dispatcher at a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Site {
-    pub(super) host: Incarnation,
+    pub(super) host: Arc<Incarnation>,
     pub(super) writer_epoch: WriterEpoch,
+}
+
+/// A dispatcher at a host which an order was sent to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ordered {
+    pub(super) at: Site,
+    /// When the order is repeated.
+    pub(super) due: Instant,
 }
 
 /// What follows a stop.
@@ -42,7 +56,15 @@ impl Stage {
     pub(super) fn site(&self) -> Option<&Site> {
         match self {
             Self::Queued { .. } => None,
-            Self::Creating { at } | Self::Working { at } | Self::Stopping { at, .. } => Some(at),
+            Self::Working(at) => Some(at),
+            Self::Creating(ordered) | Self::Stopping(ordered, _) => Some(&ordered.at),
+        }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        match self {
+            Self::Queued { .. } | Self::Working(_) => None,
+            Self::Creating(ordered) | Self::Stopping(ordered, _) => Some(ordered.due),
         }
     }
 }
@@ -54,119 +76,305 @@ pub(super) struct Planned {
     pub(super) stage: Stage,
     pub(super) checkpoint_ts: CommitTs,
     /// How often an order for it had to be repeated, or was refused.
-    pub(super) attempt: u32,
+    pub(super) attempt: u16,
     /// How often its dispatcher failed since it last came forward.
-    pub(super) failures: u32,
-    /// When its order is repeated.
-    pub(super) due: Option<Instant>,
+    pub(super) failures: u16,
     /// Whether it is on the move from one capture to another.
     pub(super) moving: bool,
+}
+
+/// A place in the plan. It is given to another span once its own is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Slot(u32);
+
+/// How many spans grow the plan at once: growing never copies what is there.
+const PAGE_SPANS: usize = 1024;
+
+/// The spans themselves.
+#[derive(Debug, Default)]
+struct Pages {
+    pages: Vec<Vec<Option<Planned>>>,
+    free: Vec<u32>,
+}
+
+impl Pages {
+    fn get(&self, slot: Slot) -> Option<&Planned> {
+        let at = slot.0 as usize;
+        self.pages.get(at / PAGE_SPANS)?.get(at % PAGE_SPANS)?.as_ref()
+    }
+
+    fn entry(&mut self, slot: Slot) -> Option<&mut Option<Planned>> {
+        let at = slot.0 as usize;
+        self.pages.get_mut(at / PAGE_SPANS)?.get_mut(at % PAGE_SPANS)
+    }
+
+    fn insert(&mut self, planned: Planned) -> Slot {
+        if let Some(free) = self.free.pop() {
+            if let Some(entry) = self.entry(Slot(free)) {
+                *entry = Some(planned);
+            }
+            return Slot(free);
+        }
+        if self.pages.last().is_none_or(|page| page.len() == PAGE_SPANS) {
+            self.pages.push(Vec::with_capacity(PAGE_SPANS));
+        }
+        let before = (self.pages.len() - 1) * PAGE_SPANS;
+        let Some(page) = self.pages.last_mut() else { return Slot(0) };
+        page.push(Some(planned));
+        Slot(u32::try_from(before + page.len() - 1).unwrap_or(u32::MAX))
+    }
+
+    fn remove(&mut self, slot: Slot) -> Option<Planned> {
+        let planned = self.entry(slot)?.take()?;
+        self.free.push(slot.0);
+        Some(planned)
+    }
+}
+
+/// The spans of each table, by the hash of its name.
+#[derive(Debug, Default)]
+struct Tables {
+    /// Most tables have one span.
+    whole: BTreeMap<u64, Slot>,
+    /// Others have several, by where they start.
+    split: BTreeMap<u64, BTreeMap<Arc<[u8]>, Slot>>,
+}
+
+/// What is on a capture, in one life of it.
+#[derive(Debug, Default)]
+struct OnHost {
+    working: BTreeSet<Slot>,
+    /// In any other stage.
+    ordered: BTreeSet<Slot>,
+}
+
+impl OnHost {
+    fn len(&self) -> usize {
+        self.working.len() + self.ordered.len()
+    }
 }
 
 /// All spans of a changefeed.
 #[derive(Debug, Default)]
 pub(super) struct Spans {
-    all: BTreeMap<SpanId, Planned>,
-    by_host: BTreeMap<CaptureId, BTreeSet<SpanId>>,
-    working: BTreeMap<CaptureId, BTreeSet<SpanId>>,
-    by_table: BTreeMap<Arc<str>, BTreeSet<SpanId>>,
-    by_checkpoint: BTreeSet<(CommitTs, SpanId)>,
-    queued: BTreeSet<(Instant, SpanId)>,
-    due: BTreeSet<(Instant, SpanId)>,
+    all: Pages,
+    by_id: BTreeMap<SpanId, Slot>,
+    by_table: Tables,
+    by_host: BTreeMap<Arc<Incarnation>, OnHost>,
+    /// How many spans are at each checkpoint.
+    checkpoints: BTreeMap<CommitTs, usize>,
+    /// Those on the move are apart: the limit on their number is another.
+    queued: BTreeSet<(Instant, Slot)>,
+    queued_moves: BTreeSet<(Instant, Slot)>,
+    due: BTreeSet<(Instant, Slot)>,
     moving: usize,
     creating: usize,
 }
 
 impl Spans {
-    pub(super) fn get(&self, id: SpanId) -> Option<&Planned> {
-        self.all.get(&id)
+    pub(super) fn find(&self, id: SpanId) -> Option<Slot> {
+        self.by_id.get(&id).copied()
     }
 
-    /// Puts a span into the plan, or a changed one back.
-    pub(super) fn put(&mut self, planned: Planned) {
+    pub(super) fn get(&self, slot: Slot) -> Option<&Planned> {
+        self.all.get(slot)
+    }
+
+    /// Puts a new span into the plan. Where one of the same range is, it replaces it.
+    pub(super) fn insert(&mut self, planned: Planned) -> Slot {
         let id = planned.span.id();
-        self.take(id);
-        self.by_table.entry(planned.span.table.clone()).or_default().insert(id);
-        self.by_checkpoint.insert((planned.checkpoint_ts, id));
-        if let Some(due) = planned.due {
-            self.due.insert((due, id));
+        if let Some(former) = self.find(id) {
+            self.remove(former);
         }
-        if let Stage::Queued { not_before } = planned.stage {
-            self.queued.insert((not_before, id));
-        }
-        if let Some(site) = planned.stage.site() {
-            self.by_host.entry(site.host.capture.clone()).or_default().insert(id);
-        }
-        if let Stage::Working { at } = &planned.stage {
-            self.working.entry(at.host.capture.clone()).or_default().insert(id);
-        }
-        self.moving += usize::from(planned.moving);
-        self.creating += usize::from(matches!(planned.stage, Stage::Creating { .. }));
-        self.all.insert(id, planned);
+        self.count_checkpoint(planned.checkpoint_ts);
+        let (table, start) = (table_hash(&planned.span.table), planned.span.start.clone());
+        let marks = Marks::of(&planned);
+        let slot = self.all.insert(planned);
+        self.by_id.insert(id, slot);
+        self.add_to_table(table, start, slot);
+        self.index(slot, &marks);
+        slot
     }
 
     /// Takes a span out of the plan.
-    pub(super) fn take(&mut self, id: SpanId) -> Option<Planned> {
-        let planned = self.all.remove(&id)?;
-        remove(&mut self.by_table, &planned.span.table, id);
-        self.by_checkpoint.remove(&(planned.checkpoint_ts, id));
-        if let Some(due) = planned.due {
-            self.due.remove(&(due, id));
-        }
-        if let Stage::Queued { not_before } = planned.stage {
-            self.queued.remove(&(not_before, id));
-        }
-        if let Some(site) = planned.stage.site() {
-            remove(&mut self.by_host, &site.host.capture, id);
-            remove(&mut self.working, &site.host.capture, id);
-        }
-        self.moving -= usize::from(planned.moving);
-        self.creating -= usize::from(matches!(planned.stage, Stage::Creating { .. }));
+    pub(super) fn remove(&mut self, slot: Slot) -> Option<Planned> {
+        let planned = self.all.remove(slot)?;
+        self.by_id.remove(&planned.span.id());
+        self.take_from_table(&planned.span);
+        self.drop_checkpoint(planned.checkpoint_ts);
+        self.unindex(slot, &Marks::of(&planned));
         Some(planned)
     }
 
-    /// The spans of a table.
-    pub(super) fn of_table(&self, table: &str) -> Vec<SpanId> {
-        self.by_table.get(table).map(|ids| ids.iter().copied().collect()).unwrap_or_default()
+    /// Changes a span, but not its range.
+    pub(super) fn change<R>(&mut self, slot: Slot, change: impl FnOnce(&mut Planned) -> R) -> Option<R> {
+        let planned = self.all.entry(slot)?.as_mut()?;
+        let (before, from) = (Marks::of(planned), planned.checkpoint_ts);
+        let result = change(planned);
+        let (after, to) = (Marks::of(planned), planned.checkpoint_ts);
+        if before != after {
+            self.unindex(slot, &before);
+            self.index(slot, &after);
+        }
+        if from != to {
+            self.drop_checkpoint(from);
+            self.count_checkpoint(to);
+        }
+        Some(result)
     }
 
-    /// The tables that have spans.
-    pub(super) fn tables(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.by_table.keys()
+    fn index(&mut self, slot: Slot, marks: &Marks) {
+        if let Some(host) = &marks.host {
+            let on = self.by_host.entry(host.clone()).or_default();
+            if marks.working {
+                on.working.insert(slot)
+            } else {
+                on.ordered.insert(slot)
+            };
+        }
+        if let Some(not_before) = marks.queued {
+            let queue = if marks.moving { &mut self.queued_moves } else { &mut self.queued };
+            queue.insert((not_before, slot));
+        }
+        if let Some(due) = marks.due {
+            self.due.insert((due, slot));
+        }
+        self.moving += usize::from(marks.moving);
+        self.creating += usize::from(marks.creating && !marks.moving);
     }
 
-    /// All spans whose dispatcher is on a capture, in any stage.
-    pub(super) fn on(&self, capture: &CaptureId) -> Vec<SpanId> {
-        self.by_host.get(capture).map(|ids| ids.iter().copied().collect()).unwrap_or_default()
+    fn unindex(&mut self, slot: Slot, marks: &Marks) {
+        if let Some(host) = &marks.host
+            && let Some(on) = self.by_host.get_mut(host)
+        {
+            if marks.working {
+                on.working.remove(&slot)
+            } else {
+                on.ordered.remove(&slot)
+            };
+            if on.len() == 0 {
+                self.by_host.remove(host);
+            }
+        }
+        if let Some(not_before) = marks.queued {
+            let queue = if marks.moving { &mut self.queued_moves } else { &mut self.queued };
+            queue.remove(&(not_before, slot));
+        }
+        if let Some(due) = marks.due {
+            self.due.remove(&(due, slot));
+        }
+        self.moving -= usize::from(marks.moving);
+        self.creating -= usize::from(marks.creating && !marks.moving);
     }
 
-    /// The first spans that work on a capture.
-    pub(super) fn working_on(&self, capture: &CaptureId, count: usize) -> Vec<SpanId> {
-        self.working.get(capture).map(|ids| ids.iter().take(count).copied().collect()).unwrap_or_default()
+    fn count_checkpoint(&mut self, checkpoint_ts: CommitTs) {
+        *self.checkpoints.entry(checkpoint_ts).or_default() += 1;
     }
 
-    /// Captures that have something in any stage.
-    pub(super) fn hosts(&self) -> Vec<CaptureId> {
-        self.by_host.keys().cloned().collect()
+    fn drop_checkpoint(&mut self, checkpoint_ts: CommitTs) {
+        if let Some(count) = self.checkpoints.get_mut(&checkpoint_ts) {
+            *count -= 1;
+            if *count == 0 {
+                self.checkpoints.remove(&checkpoint_ts);
+            }
+        }
+    }
+
+    fn add_to_table(&mut self, table: u64, start: Arc<[u8]>, slot: Slot) {
+        let Tables { whole, split } = &mut self.by_table;
+        if let Some(spans) = split.get_mut(&table) {
+            spans.insert(start, slot);
+        } else if let Some(first) = whole.remove(&table) {
+            let first_start = self.all.get(first).map(|planned| planned.span.start.clone()).unwrap_or_default();
+            split.insert(table, BTreeMap::from([(first_start, first), (start, slot)]));
+        } else {
+            whole.insert(table, slot);
+        }
+    }
+
+    fn take_from_table(&mut self, span: &Span) {
+        let table = table_hash(&span.table);
+        let Tables { whole, split } = &mut self.by_table;
+        match split.get_mut(&table) {
+            Some(spans) => {
+                spans.remove(&span.start);
+                if spans.is_empty() {
+                    split.remove(&table);
+                }
+            }
+            None => drop(whole.remove(&table)),
+        }
+    }
+
+    /// The spans of a table, by where they start.
+    pub(super) fn of_table<'a>(&'a self, table: &'a str) -> impl Iterator<Item = Slot> + 'a {
+        let hash = table_hash(table);
+        let split = self.by_table.split.get(&hash).into_iter().flat_map(BTreeMap::values);
+        let named = move |slot: &Slot| self.all.get(*slot).is_some_and(|planned| *planned.span.table == *table);
+        self.by_table.whole.get(&hash).into_iter().chain(split).copied().filter(named)
+    }
+
+    /// Whether a table has any spans.
+    pub(super) fn has_table(&self, table: &str) -> bool {
+        self.of_table(table).next().is_some()
+    }
+
+    /// The spans that share rows with a range, by where they start. Spans of the plan never share rows with each other.
+    pub(super) fn overlapping(&self, range: &Span) -> Vec<Slot> {
+        let hash = table_hash(&range.table);
+        let whole = self.by_table.whole.get(&hash).into_iter();
+        let split = self.by_table.split.get(&hash).into_iter().flat_map(|spans| {
+            let before = spans.range(..range.start.clone()).next_back();
+            let within = spans.range((Bound::Included(range.start.clone()), Bound::Excluded(range.end.clone())));
+            before.into_iter().chain(within).map(|(_, slot)| slot)
+        });
+        let overlaps = |slot: &Slot| self.all.get(*slot).is_some_and(|planned| planned.span.overlaps(range));
+        whole.chain(split).copied().filter(overlaps).collect()
+    }
+
+    /// Spans whose dispatcher is on a host, in any stage: the first few.
+    pub(super) fn on(&self, host: &Incarnation, count: usize) -> Vec<Slot> {
+        let on = self.by_host.get(host);
+        on.map(|on| on.ordered.iter().chain(&on.working).take(count).copied().collect()).unwrap_or_default()
+    }
+
+    /// The first spans that work on a host.
+    pub(super) fn working_on(&self, host: &Incarnation, count: usize) -> Vec<Slot> {
+        self.by_host.get(host).map(|on| on.working.iter().take(count).copied().collect()).unwrap_or_default()
+    }
+
+    /// Hosts that have something in any stage.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = &Arc<Incarnation>> {
+        self.by_host.keys()
     }
 
     /// How many spans are on each capture, in any stage, those on their way to it included.
     pub(super) fn counts(&self) -> BTreeMap<CaptureId, u64> {
-        self.by_host.iter().map(|(id, spans)| (id.clone(), spans.len() as u64)).collect()
+        let mut counts = BTreeMap::new();
+        for (host, on) in &self.by_host {
+            *counts.entry(host.capture.clone()).or_default() += on.len() as u64;
+        }
+        counts
     }
 
-    pub(super) fn count_on(&self, capture: &CaptureId) -> usize {
-        self.by_host.get(capture).map_or(0, BTreeSet::len)
+    pub(super) fn is_on(&self, capture: &CaptureId) -> bool {
+        self.by_host.keys().any(|host| host.capture == *capture)
     }
 
-    /// The queued span that may be placed first.
-    pub(super) fn next_queued(&self, now: Instant) -> Option<SpanId> {
-        self.queued.first().filter(|(not_before, _)| *not_before <= now).map(|(_, id)| *id)
+    pub(super) fn count_on(&self, host: &Incarnation) -> usize {
+        self.by_host.get(host).map_or(0, OnHost::len)
+    }
+
+    /// The queued span that may be placed first: one on the move, else any other.
+    pub(super) fn next_queued(&self, now: Instant, only_moves: bool) -> Option<Slot> {
+        let others = self.queued.first().filter(|_| !only_moves);
+        let mut first = self.queued_moves.first().into_iter().chain(others);
+        first.find(|(not_before, _)| *not_before <= now).map(|(_, slot)| *slot)
     }
 
     /// A span whose order is to be repeated.
-    pub(super) fn next_due(&self, now: Instant) -> Option<SpanId> {
-        self.due.first().filter(|(due, _)| *due <= now).map(|(_, id)| *id)
+    pub(super) fn next_due(&self, now: Instant) -> Option<Slot> {
+        self.due.first().filter(|(due, _)| *due <= now).map(|(_, slot)| *slot)
     }
 
     /// When something is due.
@@ -174,15 +382,20 @@ impl Spans {
         self.due.first().map(|(due, _)| *due)
     }
 
-    /// When the first queued span may be placed.
-    pub(super) fn queue_at(&self) -> Option<Instant> {
-        self.queued.first().map(|(not_before, _)| *not_before)
+    /// When the first queued span may be placed, of those that have to wait until then.
+    pub(super) fn queue_after(&self, now: Instant) -> Option<Instant> {
+        let after = |queue: &BTreeSet<(Instant, Slot)>| {
+            let waiting = (Bound::Excluded((now, Slot(u32::MAX))), Bound::Unbounded);
+            queue.range(waiting).next().map(|(not_before, _)| *not_before)
+        };
+        after(&self.queued).into_iter().chain(after(&self.queued_moves)).min()
     }
 
     pub(super) fn moving(&self) -> usize {
         self.moving
     }
 
+    /// Creations under way, those of moves left out.
     pub(super) fn creating(&self) -> usize {
         self.creating
     }
@@ -194,29 +407,21 @@ impl Spans {
 
     /// The lowest checkpoint of all spans.
     pub(super) fn lowest(&self) -> Option<CommitTs> {
-        self.by_checkpoint.first().map(|(ts, _)| *ts)
+        self.checkpoints.keys().next().copied()
     }
 
     /// The lowest checkpoint of the spans that work, for a broken version only.
     pub(super) fn lowest_working(&self) -> Option<CommitTs> {
-        let working = |(_, id): &&(CommitTs, SpanId)| {
-            self.all.get(id).is_some_and(|planned| matches!(planned.stage, Stage::Working { .. }))
-        };
-        self.by_checkpoint.iter().find(working).map(|(ts, _)| *ts)
+        let working = self.by_host.values().flat_map(|on| &on.working);
+        working.filter_map(|slot| self.all.get(*slot).map(|planned| planned.checkpoint_ts)).min()
     }
 
     /// The parts of a range of a table that no span covers.
     pub(super) fn gaps(&self, whole: &Span) -> Vec<Span> {
-        let mut covered: Vec<&Span> = self
-            .of_table(&whole.table)
-            .into_iter()
-            .filter_map(|id| self.all.get(&id).map(|planned| &planned.span))
-            .filter(|span| span.overlaps(whole))
-            .collect();
-        covered.sort_by(|a, b| a.start.cmp(&b.start));
         let mut gaps = Vec::new();
         let mut from = whole.start.clone();
-        for span in covered {
+        for slot in self.overlapping(whole) {
+            let Some(Planned { span, .. }) = self.all.get(slot) else { continue };
             if span.start > from {
                 gaps.push(Span { table: whole.table.clone(), start: from.clone(), end: span.start.clone() });
             }
@@ -229,11 +434,108 @@ impl Spans {
     }
 }
 
-fn remove<K: Ord>(index: &mut BTreeMap<K, BTreeSet<SpanId>>, key: &K, id: SpanId) {
-    if let Some(ids) = index.get_mut(key) {
-        ids.remove(&id);
-        if ids.is_empty() {
-            index.remove(key);
+/// What the indexes know of a span.
+#[derive(Debug, PartialEq, Eq)]
+struct Marks {
+    host: Option<Arc<Incarnation>>,
+    working: bool,
+    creating: bool,
+    queued: Option<Instant>,
+    due: Option<Instant>,
+    moving: bool,
+}
+
+impl Marks {
+    fn of(planned: &Planned) -> Self {
+        Self {
+            host: planned.stage.site().map(|at| at.host.clone()),
+            working: matches!(planned.stage, Stage::Working(_)),
+            creating: matches!(planned.stage, Stage::Creating(_)),
+            queued: match planned.stage {
+                Stage::Queued { not_before } => Some(not_before),
+                _ => None,
+            },
+            due: planned.stage.due(),
+            moving: planned.moving,
         }
+    }
+}
+
+fn table_hash(name: &str) -> u64 {
+    xxh3_64(name.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use super::*;
+
+    fn span(table: &str, start: &str, end: &str) -> Span {
+        Span { table: table.into(), start: start.as_bytes().into(), end: end.as_bytes().into() }
+    }
+
+    fn plan(ranges: &[(&str, &str)]) -> Spans {
+        let mut spans = Spans::default();
+        for (start, end) in ranges {
+            let stage = Stage::Queued { not_before: Instant::default() };
+            let planned = Planned {
+                span: span("t", start, end),
+                stage,
+                checkpoint_ts: 1,
+                attempt: 0,
+                failures: 0,
+                moving: false,
+            };
+            spans.insert(planned);
+        }
+        spans
+    }
+
+    fn check(ranges: &[(&str, &str)], whole: (&str, &str), gaps: &[(&str, &str)]) {
+        let found = plan(ranges).gaps(&span("t", whole.0, whole.1));
+        let expected: Vec<_> = gaps.iter().map(|(start, end)| span("t", start, end)).collect();
+        assert_eq!(found, expected, "{ranges:?} in {whole:?}");
+    }
+
+    #[test]
+    fn gaps_are_what_no_span_covers() {
+        check(&[], ("a", "z"), &[("a", "z")]);
+        check(&[("a", "z")], ("a", "z"), &[]);
+        check(&[("c", "f")], ("a", "z"), &[("a", "c"), ("f", "z")]);
+        check(&[("a", "c"), ("f", "h"), ("h", "z")], ("a", "z"), &[("c", "f")]);
+        check(&[("a", "m"), ("p", "t")], ("c", "q"), &[("m", "p")]);
+        check(&[("a", "b"), ("y", "z")], ("c", "d"), &[("c", "d")]);
+    }
+
+    #[test]
+    fn a_span_is_small() {
+        assert!(size_of::<Option<Planned>>() <= 96, "{} bytes", size_of::<Option<Planned>>());
+    }
+
+    #[test]
+    fn indexes_follow_each_change_and_end_empty() {
+        let mut spans = plan(&[("a", "c"), ("c", "f"), ("f", "z")]);
+        let host =
+            Arc::new(Incarnation { capture: CaptureId::new("c").unwrap(), node_epoch: crate::model::NodeEpoch(1) });
+        let slots: Vec<_> = spans.of_table("t").collect();
+        for slot in &slots {
+            let at = Site { host: host.clone(), writer_epoch: WriterEpoch::default() };
+            spans.change(*slot, |planned| {
+                planned.stage = Stage::Creating(Box::new(Ordered { at: at.clone(), due: Instant::default() }));
+            });
+            assert_eq!((spans.creating(), spans.next_due(Instant::default())), (1, Some(*slot)));
+            spans.change(*slot, |planned| {
+                planned.stage = Stage::Working(at);
+                planned.checkpoint_ts += 1;
+            });
+        }
+        assert!(spans.all_work());
+        assert_eq!((spans.lowest(), spans.count_on(&host)), (Some(2), 3));
+        for slot in slots {
+            assert!(spans.remove(slot).is_some());
+        }
+        assert_eq!((spans.lowest(), spans.count_on(&host), spans.has_table("t")), (None, 0, false));
+        assert_eq!(spans.insert(plan(&[("a", "b")]).remove(Slot(0)).unwrap()), Slot(2), "the last one freed");
     }
 }

@@ -164,16 +164,26 @@ pub struct Report {
     pub sequence: u64,
     /// The stamp of the highest state that it has heard.
     pub echo: Stamp,
+    /// The beat of the heartbeat that it has heard last.
+    pub beat: u64,
     /// The highest drain epoch that it ever heard.
     pub last_epoch: DrainEpoch,
     /// All that it has, in any state.
     pub inventory: WorkCount,
-    /// Its maintainers.
+    /// Its maintainers, in the order of their changefeeds.
     pub maintainers: Vec<MaintainerReport>,
     /// Placements that it was told to end or has ended: never started again.
     pub ended: BTreeMap<ChangefeedId, ChangefeedEpoch>,
     /// How many dispatchers it has of each changefeed, and the highest epoch that created one.
     pub dispatchers: BTreeMap<ChangefeedId, (u64, ChangefeedEpoch)>,
+}
+
+impl Report {
+    /// What it says of the maintainer of a changefeed.
+    pub(crate) fn maintainer(&self, changefeed: &ChangefeedId) -> Option<&MaintainerReport> {
+        let found = self.maintainers.binary_search_by(|m| m.changefeed.cmp(changefeed));
+        found.ok().and_then(|at| self.maintainers.get(at))
+    }
 }
 
 /// How far a maintainer is.
@@ -216,13 +226,22 @@ pub struct MaintainerReport {
     pub outranked_by: Option<ChangefeedEpoch>,
 }
 
+impl MaintainerReport {
+    /// Whether it has to be placed anew, above a later placement that sinks know a writer of.
+    pub(crate) fn is_outranked(&self) -> bool {
+        self.outranked_by >= Some(self.epoch)
+    }
+}
+
 /// What a maintainer wants of a host of dispatchers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
-    /// Tell all that you have of this changefeed, and refuse older maintainers from now on.
+    /// Tell what you have of this changefeed, a part at a time, and refuse older maintainers from now on.
     Bootstrap {
         /// What it replicates.
         config: Arc<ChangefeedConfig>,
+        /// The part after this span, in the order of their names; `None`: the first.
+        after: Option<SpanId>,
     },
     /// Create dispatchers.
     Create {
@@ -249,23 +268,42 @@ pub struct NewDispatcher {
 /// What a host says to a maintainer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
-    /// All that it has, in parts.
+    /// A part of what it has.
     Inventory {
-        /// Counts the answers of this host: only parts of one answer fit together.
-        answer: u64,
-        /// The number of this part, from 0.
-        part: u32,
-        /// How many parts there are.
-        parts: u32,
-        /// Dispatchers that run or are being stopped.
+        /// The part after this span, in the order of their names; `None`: the first.
+        after: Option<SpanId>,
+        /// Dispatchers that run or are being stopped, in the order of their spans' names.
         dispatchers: Vec<HostedDispatcher>,
+        /// Whether there are more after the last of these.
+        more: bool,
     },
     /// News of some dispatchers.
     Progress(Vec<DispatcherNews>),
 }
 
-/// Most dispatchers in one part of an inventory, or in one order: such a message stays below gRPC's 4 MiB.
-pub const MESSAGE_MAX_DISPATCHERS: usize = 4096;
+/// Most dispatchers in one message: it is taken in within milliseconds.
+pub const MESSAGE_MAX_DISPATCHERS: usize = 2048;
+/// Most bytes of names, keys and errors in one message, unless it names one dispatcher only: with its numbers it stays
+/// below gRPC's 4 MiB.
+pub const MESSAGE_MAX_BYTES: usize = 2 << 20;
+
+/// Cuts what is to be sent into messages, none of them empty; `bytes` tells the size of what has no fixed size.
+pub(crate) fn parts<T>(items: Vec<T>, bytes: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
+    let mut parts: Vec<Vec<T>> = Vec::new();
+    let mut used = 0;
+    for item in items {
+        let size = bytes(&item);
+        used += size;
+        match parts.last_mut() {
+            Some(part) if part.len() < MESSAGE_MAX_DISPATCHERS && used <= MESSAGE_MAX_BYTES => part.push(item),
+            _ => {
+                used = size;
+                parts.push(vec![item]);
+            }
+        }
+    }
+    parts
+}
 
 /// A dispatcher as its host has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -317,4 +355,33 @@ pub enum DispatcherFate {
         /// The sink knows a writer of this later placement.
         outranked_by: Option<ChangefeedEpoch>,
     },
+}
+
+impl DispatcherNews {
+    /// The size of what has no fixed size, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.what {
+            DispatcherFate::Working { split_at, .. } => split_at.as_ref().map_or(0, |at| at.len()),
+            DispatcherFate::Failed { error, .. } => error.len(),
+            DispatcherFate::Stopped { .. } | DispatcherFate::Refused => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(sizes: &[usize], expected: &[usize]) {
+        let cut: Vec<_> = parts(sizes.to_vec(), |size| *size).iter().map(Vec::len).collect();
+        assert_eq!(cut, expected);
+    }
+
+    #[test]
+    fn a_message_is_cut_by_count_and_by_bytes_and_never_empty() {
+        check(&[], &[]);
+        check(&[MESSAGE_MAX_BYTES * 2, 1], &[1, 1]);
+        check(&[MESSAGE_MAX_BYTES / 2; 5], &[2, 2, 1]);
+        check(&vec![0; MESSAGE_MAX_DISPATCHERS + 1], &[MESSAGE_MAX_DISPATCHERS, 1]);
+    }
 }

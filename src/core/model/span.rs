@@ -34,6 +34,11 @@ impl Span {
         SpanId(hash.digest())
     }
 
+    /// The size of its names, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.table.len() + self.start.len() + self.end.len()
+    }
+
     /// Whether the two can share a row.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.table == other.table && self.start < other.end && other.start < self.end

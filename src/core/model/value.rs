@@ -441,6 +441,9 @@ pub struct Options {
     /// How many dispatchers may be on the move at once, in the whole cluster; 0: the larger of 10 and 1 % of those that
     /// the drain began with.
     pub drain_dispatcher_batch_size: usize,
+    /// How many spans a maintainer takes up in one event beyond those that the event names, at least 1. What is left goes
+    /// on with the next event, at once: so none takes long, whatever is lost or told together.
+    pub event_max_spans: usize,
 }
 
 impl Default for Options {
@@ -455,6 +458,7 @@ impl Default for Options {
             history_max: 100,
             drain_maintainer_batch_size: 10,
             drain_dispatcher_batch_size: 0,
+            event_max_spans: 1024,
         }
     }
 }
