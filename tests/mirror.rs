@@ -475,8 +475,9 @@ async fn watchers_see_no_value_again_after_a_later_one_when_a_writer_is_killed()
     let seen = Watcher::start(&pair.sink, "/copy/").await;
     let mut end = start;
     for counter in 1..6 {
-        for n in 0..200 {
-            end = put(&mut pair.from, &format!("/shop/t/{}", n % 3), &format!("{counter}-{n}")).await;
+        // More keys than a transaction has, so that no replay is over at once.
+        for n in 0..400 {
+            end = put(&mut pair.from, &format!("/shop/t/{}", n % 200), &format!("{counter}-{n}")).await;
         }
         // Each begins where the first one began: nobody knows how far the others were.
         let mut feed = Feed::new(&pair.feed.config.source, &pair.feed.config.sink);
