@@ -5,7 +5,8 @@ use std::sync::Arc;
 use crate::{
     log::Line,
     model::{
-        Answer, ChangefeedEpoch, ChangefeedId, Envelope, Instant, Position, Refusal, Request, RequestId, ValueError,
+        Answer, ChangefeedEpoch, ChangefeedId, Envelope, Halt, Instant, Position, Refusal, Request, RequestId,
+        ValueError,
     },
     store::{Changes, LeaseId, Listing, Revision, Txn, TxnOutcome},
     work::{WorkEvent, WorkOrder},
@@ -131,6 +132,6 @@ pub enum Effect {
     },
     /// Tell people.
     Log(Line),
-    /// The store holds something that this build cannot read: the process has to end, and say so.
-    Halt(ValueError),
+    /// The process has to end, and say why.
+    Halt(Halt),
 }

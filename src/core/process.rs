@@ -13,7 +13,8 @@ use crate::{
     maintainer::{Input, Maintainer, Output as MaintainerOutput},
     model::{
         Answer, Body, CaptureId, CaptureStatus, ChangefeedEpoch, ChangefeedId, Command, Envelope, Incarnation, Instant,
-        Liveness, MaintainerPhase, Now, Options, Refusal, Registration, Request, RequestId, Snapshot, Term, WorkCount,
+        Liveness, MaintainerPhase, Now, Options, Refusal, Registration, Request, RequestId, Snapshot, Term,
+        VALUE_VERSION, WorkCount,
     },
     mutant::{Mutant, Mutants},
     store::{Changes, Listing, TxnOutcome},
@@ -119,7 +120,7 @@ impl Process {
             Event::PositionRead { changefeed, epoch, position } => {
                 self.tell_maintainer(&changefeed, epoch, Input::PositionRead(position));
             }
-            Event::Unreadable(error) => self.effects.push(Effect::Halt(error)),
+            Event::Unreadable(error) => self.effects.push(Effect::Halt(error.into())),
             Event::Message(envelope) => self.receive(envelope),
             Event::Work(event) => self.work(event),
             Event::Request { id, request } => self.request(id, request),
@@ -136,7 +137,7 @@ impl Process {
     fn load(&mut self, listing: &Listing) {
         let view = match View::load(listing, self.mutants) {
             Ok(view) => view,
-            Err(error) => return self.effects.push(Effect::Halt(error)),
+            Err(error) => return self.effects.push(Effect::Halt(error.into())),
         };
         // Listings and changes arrive in the order of the store, so only a store that was restored goes back.
         let went_back = self.view.as_ref().is_some_and(|known| view.revision < known.revision);
@@ -157,7 +158,7 @@ impl Process {
         if let Some(view) = &mut self.view
             && let Err(error) = view.apply(changes)
         {
-            self.effects.push(Effect::Halt(error));
+            self.effects.push(Effect::Halt(error.into()));
         }
     }
 
@@ -266,6 +267,9 @@ impl Process {
         if envelope.to != me && !self.mutants.has(Mutant::IgnoresNodeEpoch) {
             return;
         }
+        if !self.understands(&envelope.from) {
+            return;
+        }
         match envelope.body {
             Body::Command { term, command } => self.obey(envelope.from, term, command),
             Body::Report { term, report } => {
@@ -307,6 +311,7 @@ impl Process {
                     let mut maintainer =
                         Box::new(Maintainer::new(me, changefeed.clone(), epoch, place_revision, config, options));
                     maintainer.set_mutants(self.mutants);
+                    maintainer.set_version(self.view.as_ref().map_or(VALUE_VERSION, View::common_version));
                     let outputs = maintainer.start(self.now);
                     if let Some(host) = &mut self.host {
                         host.install(changefeed.clone(), epoch, maintainer);
@@ -405,9 +410,16 @@ impl Process {
         }
     }
 
+    fn understands(&self, who: &Incarnation) -> bool {
+        self.view.as_ref().is_none_or(|view| view.understands(who))
+    }
+
     fn send(&mut self, envelope: Envelope) {
         if self.agent.me().as_ref() == Some(&envelope.to) {
             return self.local.push_back(envelope);
+        }
+        if !self.understands(&envelope.to) {
+            return;
         }
         let address = self.view.as_ref().and_then(|view| view.captures.get(&envelope.to.capture));
         if let Some(to) = address.map(|kept| kept.value.advertise_addr.clone()) {
@@ -422,6 +434,7 @@ impl Process {
                 AgentOutput::KeepLease(lease) => Effect::KeepLease(lease),
                 AgentOutput::RevokeLease(lease) => Effect::RevokeLease(lease),
                 AgentOutput::Load => Effect::Load,
+                AgentOutput::Halt(halt) => Effect::Halt(halt),
                 AgentOutput::Write(txn) => Effect::Write { lane: Lane::Agent, txn },
                 AgentOutput::Left => {
                     self.host = None;

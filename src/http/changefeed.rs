@@ -30,6 +30,7 @@ pub(super) async fn create(
         sink: new.sink.into(),
         start_ts: 0,
         span_max_keys: new.span_max_keys,
+        unknown: std::collections::BTreeMap::new(),
     };
     let probed = (hall.probe)(config.clone(), new.start_ts).await;
     let (start_ts, warnings) = probed.map_err(|(reason, why)| HttpError::CannotRun(reason, why))?;

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use capturedrain_core::{
     log::{Level, Line},
     model::{
-        Answer, ChangefeedEpoch, ChangefeedId, Instant, KeyName, Now, Position, Refusal, RequestId, Snapshot,
+        Answer, ChangefeedEpoch, ChangefeedId, Halt, Instant, KeyName, Now, Position, Refusal, RequestId, Snapshot,
         ValueError, decode,
     },
     process::{Effect, Event, Lane, Process},
@@ -112,7 +112,7 @@ fn monotonic(started: time::Instant) -> Instant {
 
 impl Driver {
     /// Runs until it is told to leave, or the core finds that it cannot go on.
-    pub(super) async fn run(mut self) -> Result<(), ValueError> {
+    pub(super) async fn run(mut self) -> Result<(), Halt> {
         self.step(Event::Wake)?;
         let mut published = time::Instant::now();
         let mut dirty = true;
@@ -148,7 +148,7 @@ impl Driver {
         }
     }
 
-    fn step(&mut self, event: Event) -> Result<(), ValueError> {
+    fn step(&mut self, event: Event) -> Result<(), Halt> {
         let now = Now { monotonic: monotonic(self.tasks.started), wall: wall() };
         for effect in self.process.handle(event, now) {
             self.carry_out(effect)?;
@@ -167,7 +167,7 @@ impl Driver {
         });
     }
 
-    fn carry_out(&mut self, effect: Effect) -> Result<(), ValueError> {
+    fn carry_out(&mut self, effect: Effect) -> Result<(), Halt> {
         match effect {
             Effect::GrantLease => self.grant(),
             Effect::KeepLease(lease) => self.keep(lease),
@@ -184,7 +184,7 @@ impl Driver {
                 }
             }
             Effect::Log(line) => log(&line),
-            Effect::Halt(error) => return Err(error),
+            Effect::Halt(halt) => return Err(halt),
         }
         Ok(())
     }
@@ -294,7 +294,7 @@ impl Driver {
     }
 
     /// Ends: all work stops, and the lease is given back, so that others need not wait for it to run out.
-    async fn leave(mut self) -> Result<(), ValueError> {
+    async fn leave(mut self) -> Result<(), Halt> {
         self.step(Event::Leave)?;
         let revoking = self.tasks.revoking.take();
         let ended = async {

@@ -18,6 +18,7 @@ mod readable;
 mod restore;
 mod scenario;
 mod size;
+mod strangers;
 mod truth;
 mod world;
 

@@ -404,5 +404,6 @@ fn config(splits: bool) -> Arc<ChangefeedConfig> {
         sink: "blackhole://".into(),
         start_ts: 0,
         span_max_keys: u64::from(splits),
+        unknown: std::collections::BTreeMap::new(),
     })
 }

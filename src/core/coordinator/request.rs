@@ -6,7 +6,7 @@ use crate::{
     model::{
         Answer, CaptureId, ChangefeedConfig, ChangefeedId, ChangefeedInfo, ChangefeedState, Command, DrainEpoch,
         DrainOutcome, DrainRecord, DrainRequest, KeyName, LastEpoch, Liveness, LivenessMark, NodeEpoch, Now, Refusal,
-        Request, VALUE_VERSION,
+        Request,
     },
     mutant::Mutant,
     view::View,
@@ -123,7 +123,7 @@ impl Coordinator {
         let current = self.current_work(view, &request.capture);
         let pod_uid = view.captures.get(&request.capture).and_then(|kept| kept.value.pod_uid.clone());
         let record = DrainRecord {
-            version: VALUE_VERSION,
+            version: view.common_version(),
             epoch,
             target: request.capture,
             node_epoch,
@@ -139,8 +139,13 @@ impl Coordinator {
             avoid: request.avoid,
             unknown: std::collections::BTreeMap::new(),
         };
+        let last_epoch = LastEpoch {
+            version: view.common_version(),
+            epoch,
+            unknown: view.last_epoch.as_ref().map(|kept| kept.value.unknown.clone()).unwrap_or_default(),
+        };
         let mark = LivenessMark {
-            version: VALUE_VERSION,
+            version: view.common_version(),
             liveness: Liveness::Draining,
             node_epoch,
             drain_epoch: epoch,
@@ -151,7 +156,7 @@ impl Coordinator {
             .draft()
             .require_same(view, &KeyName::Capture(record.target.clone()))
             .put(view, &KeyName::DrainRecord, &record)
-            .put(view, &KeyName::DrainEpoch, &LastEpoch { version: VALUE_VERSION, epoch });
+            .put(view, &KeyName::DrainEpoch, &last_epoch);
         if !self.mutants.has(Mutant::RecordWithoutLiveness) {
             draft = draft.put(view, &KeyName::Liveness(record.target.clone()), &mark);
         }
@@ -217,11 +222,12 @@ impl Coordinator {
             return Err(Refusal::ChangefeedExists(id));
         }
         let info = ChangefeedInfo {
-            version: VALUE_VERSION,
+            version: view.common_version(),
             id: id.clone(),
             config,
             state: ChangefeedState::Running,
             created_at_ms: now.wall,
+            unknown: std::collections::BTreeMap::new(),
         };
         let draft = self.draft().put(view, &KeyName::ChangefeedInfo(id), &info);
         Ok(Decision::Write(draft, Answer::Done))

@@ -8,7 +8,6 @@ use super::{Coordinator, standing::Standing};
 use crate::{
     model::{
         CaptureId, ChangefeedEpoch, ChangefeedId, ChangefeedState, Incarnation, KeyName, Liveness, Now, Placement,
-        VALUE_VERSION,
     },
     mutant::Mutant,
     view::View,
@@ -84,8 +83,12 @@ impl Coordinator {
             }
             let Some(host) = self.choose(view, &destinations, &loads) else { break };
             *loads.entry(host.capture.clone()).or_default() += 1;
-            let placement =
-                Placement { version: VALUE_VERSION, host: host.clone(), epoch: self.next_placement(view, feed) };
+            let placement = Placement {
+                version: view.common_version(),
+                host: host.clone(),
+                epoch: self.next_placement(view, feed),
+                unknown: view.places.get(feed).map(|place| place.value.unknown.clone()).unwrap_or_default(),
+            };
             draft = draft
                 .put(view, &KeyName::ChangefeedPlace(feed.clone()), &placement)
                 .require_same(view, &KeyName::ChangefeedInfo(feed.clone()))

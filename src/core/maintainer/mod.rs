@@ -23,7 +23,7 @@ use crate::{
     model::{
         ChangefeedConfig, ChangefeedEpoch, ChangefeedId, CommitTs, DispatcherFate, DispatcherNews, DrainState,
         Heartbeat, Incarnation, Instant, MaintainerPhase, MaintainerReport, NewDispatcher, Now, Options, Order,
-        Position, Span, SpanId, Status, WriterEpoch,
+        Position, Span, SpanId, Status, Unknown, VALUE_VERSION, WriterEpoch,
     },
     mutant::{Mutant, Mutants},
     store::{Revision, Txn, TxnOutcome},
@@ -124,6 +124,10 @@ pub struct Maintainer {
     checkpoint_ts: CommitTs,
     checkpoint_at_ms: u64,
     persisted: Persisted,
+    /// The version in which the position is written.
+    version: u32,
+    /// What a newer build has added to the position.
+    unknown: Unknown,
     error: Option<String>,
     orders: BTreeMap<Incarnation, Orders>,
     outputs: Vec<Output>,
@@ -164,11 +168,19 @@ impl Maintainer {
             samples: VecDeque::new(),
             checkpoint_at_ms: 0,
             persisted: Persisted::Reading,
+            version: VALUE_VERSION,
+            unknown: Unknown::new(),
             error: None,
             orders: BTreeMap::new(),
             outputs: Vec::new(),
             now: Instant::default(),
         }
+    }
+
+    /// Sets the version in which it writes, which holds for its life: when there is an older capture later, it comes to
+    /// a cluster whose values it cannot read anyway.
+    pub(crate) fn set_version(&mut self, version: u32) {
+        self.version = version;
     }
 
     /// Breaks a rule, for the simulation.
