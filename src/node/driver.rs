@@ -106,6 +106,8 @@ impl Drop for Tasks {
     }
 }
 
+/// Stands still while the machine is suspended (`CLOCK_MONOTONIC`), and an etcd elsewhere does not: who wakes up may trust
+/// its lease for too long. That is what fences are for.
 fn monotonic(started: time::Instant) -> Instant {
     Instant(started.elapsed())
 }
