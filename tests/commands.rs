@@ -87,6 +87,23 @@ async fn a_position_of_a_newer_build_ends_the_capture_that_needs_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_capture_does_not_join_a_cluster_whose_protocol_it_does_not_speak() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = embedded(&folder.path().join("store.redb"));
+    let registration = br#"{"version":1,"id":"old","node_epoch":"0000000000000001","advertise_addr":"127.0.0.1:9",
+                            "protocol":{"min":7,"max":9},"binary_version":"9.0.0"}"#;
+    let store = AnyStore::open(&url, "default").await.unwrap();
+    let op = Op::Put { key: "capture/old".into(), value: registration.as_slice().into(), lease: None };
+    store.txn(Txn { compares: Vec::new(), ops: vec![op] }).await.unwrap();
+    drop(store);
+    let says = "capture old, release 9.0.0, speaks protocol 7 to 9, this build 1";
+    fails(&["server", "--store", &url, "--addr", "127.0.0.1:0"], 4, says).await;
+    let store = AnyStore::open(&url, "default").await.unwrap();
+    let captures = store.list("capture/", "capture0").await.unwrap().entries;
+    assert_eq!(captures.iter().map(|entry| &*entry.key).collect::<Vec<_>>(), ["capture/old"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_cannot_ask_says_why() {
     fails(&["captures"], 5, "no answer from 127.0.0.1:9").await;
     fails(&["captures", "--server", "ftp://h:1"], 2, "\"ftp://h:1\" is not a server").await;

@@ -365,6 +365,7 @@ async fn sources_and_mirrors_speak_tls() {
         sink: sink.into(),
         start_ts: 0,
         span_max_keys: 0,
+        unknown: BTreeMap::new(),
     };
     let sink = etcd.url("/copy/", "client");
     processes::wait_for(Duration::from_secs(30), "etcd", || async { probe(&config(&sink), None).await.ok() }).await;

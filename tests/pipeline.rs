@@ -80,7 +80,13 @@ async fn a_successor_goes_on_where_its_predecessor_stopped_and_late_rows_of_that
 
 async fn probe_synthetic(folder: &Path) -> CommitTs {
     let sink = format!("file://{}", folder.display());
-    let config = ChangefeedConfig { source: SYNTHETIC.into(), sink: sink.into(), start_ts: 0, span_max_keys: 0 };
+    let config = ChangefeedConfig {
+        source: SYNTHETIC.into(),
+        sink: sink.into(),
+        start_ts: 0,
+        span_max_keys: 0,
+        unknown: std::collections::BTreeMap::new(),
+    };
     probe(&config, None).await.unwrap().start_ts
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, process::ExitCode};
 
-use capturedrain_core::model::{NameError, Refusal};
+use capturedrain_core::model::{Halt, NameError, Refusal};
 
 use crate::{client::ClientError, node::NodeError, resource::ManifestError, store::StoreError, tls::TlsError};
 
@@ -108,9 +108,11 @@ impl From<StoreError> for Failure {
 impl From<NodeError> for Failure {
     fn from(error: NodeError) -> Self {
         let exit = match &error {
-            NodeError::Listen { .. } | NodeError::Serve { .. } | NodeError::Value(_) | NodeError::Tls(_) => {
-                Exit::Environment
-            }
+            NodeError::Listen { .. }
+            | NodeError::Serve { .. }
+            | NodeError::Halt(Halt::Value(_))
+            | NodeError::Tls(_) => Exit::Environment,
+            NodeError::Halt(Halt::Protocol { .. }) => Exit::Refused,
             NodeError::Name(_) => Exit::Usage,
             NodeError::Task(_) => Exit::Internal,
         };

@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::{
     log::Line,
     model::{
-        Candidacy, CaptureId, DrainEnd, DrainOutcome, Incarnation, Instant, KeyName, Liveness, NodeEpoch, Now, Options,
-        Registration, VALUE_VERSION,
+        Candidacy, CaptureId, DrainEnd, DrainOutcome, Halt, Incarnation, Instant, KeyName, Liveness, NodeEpoch, Now,
+        Options, Registration,
     },
     mutant::{Mutant, Mutants},
     store::{Compare, Key, LeaseId, Revision, Txn, TxnOutcome},
@@ -50,6 +50,8 @@ pub(crate) enum AgentOutput {
     RevokeLease(LeaseId),
     Load,
     Write(Txn),
+    /// The process has to end.
+    Halt(Halt),
     /// The registration is over: end all work, forget all messages.
     Left,
     Log(Line),
@@ -277,8 +279,12 @@ impl Agent {
             Membership::Joining { lease, node_epoch, told } => self.join(view, &lease, node_epoch, told),
             Membership::Member { lease, node_epoch } => {
                 let me = Incarnation { capture: self.identity.id.clone(), node_epoch };
-                if !view.is_registered(&me) {
+                let Some(registered) = view.captures.get(&me.capture).filter(|_| view.is_registered(&me)) else {
                     return self.leave();
+                };
+                // Two that joined in the same moment did not see each other: the later one goes.
+                if let Some(halt) = stranger(view, registered.created) {
+                    return self.leave_for_good(halt);
                 }
                 self.serve(view, &me, lease.id, now)
             }
@@ -306,11 +312,21 @@ impl Agent {
         if taken || !self.lane.is_free(view) {
             return Vec::new();
         }
+        if let Some(halt) = stranger(view, Revision::MAX) {
+            return self.leave_for_good(halt);
+        }
         self.identity.node_epoch = node_epoch;
+        self.identity.version = view.common_version();
         let draft = Draft::default()
             .put_leased(view, &KeyName::Capture(self.identity.id.clone()), &self.identity, Some(lease.id))
-            .put_leased(view, &KeyName::Owner(me), &candidacy(false), Some(lease.id));
+            .put_leased(view, &KeyName::Owner(me), &candidacy(view, false), Some(lease.id));
         self.write(draft.finish())
+    }
+
+    fn leave_for_good(&mut self, halt: Halt) -> Vec<AgentOutput> {
+        let mut outputs = self.leave();
+        outputs.push(AgentOutput::Halt(halt));
+        outputs
     }
 
     fn write(&mut self, txn: Txn) -> Vec<AgentOutput> {
@@ -353,7 +369,7 @@ impl Agent {
         match view.leader() {
             Some((leader, _, false)) if leader == me => {
                 let mut draft =
-                    Draft::default().put_leased(view, &KeyName::Owner(me.clone()), &candidacy(true), Some(lease));
+                    Draft::default().put_leased(view, &KeyName::Owner(me.clone()), &candidacy(view, true), Some(lease));
                 if !self.mutants.has(Mutant::WinnerActsUnchecked) {
                     draft = draft
                         .require_same(view, &KeyName::Capture(me.capture.clone()))
@@ -367,7 +383,7 @@ impl Agent {
 
     fn stand(&mut self, view: &View, me: &Incarnation, lease: LeaseId) -> Vec<AgentOutput> {
         let draft = Draft::default()
-            .put_leased(view, &KeyName::Owner(me.clone()), &candidacy(false), Some(lease))
+            .put_leased(view, &KeyName::Owner(me.clone()), &candidacy(view, false), Some(lease))
             .require_same(view, &KeyName::Capture(me.capture.clone()))
             .require_same(view, &KeyName::Liveness(me.capture.clone()));
         self.write(draft.finish())
@@ -396,7 +412,7 @@ impl Agent {
         let mut draft = Draft::default()
             .delete(view, &KeyName::Liveness(me.capture.clone()))
             .require_same(view, &KeyName::Capture(me.capture.clone()))
-            .put_leased(view, &KeyName::Owner(me.clone()), &candidacy(false), Some(lease));
+            .put_leased(view, &KeyName::Owner(me.clone()), &candidacy(view, false), Some(lease));
         for prefix in [KeyName::CAPTURES, KeyName::LIVENESS, KeyName::OWNERS] {
             draft = draft.require(Compare::PrefixUnchanged(prefix.into(), view.revision));
         }
@@ -404,7 +420,7 @@ impl Agent {
         if let Some(record) = view.record.as_ref().filter(|record| record.value.incarnation() == *me) {
             line = Line::warn("drain ended: no peers").drain(&record.value);
             let end = DrainEnd {
-                version: VALUE_VERSION,
+                version: view.common_version(),
                 outcome: DrainOutcome::NoPeers,
                 ended_at_ms: now.wall,
                 record: record.value.clone(),
@@ -418,8 +434,14 @@ impl Agent {
     }
 }
 
-fn candidacy(acting: bool) -> Candidacy {
-    Candidacy { version: VALUE_VERSION, acting, unknown: std::collections::BTreeMap::new() }
+fn candidacy(view: &View, acting: bool) -> Candidacy {
+    Candidacy { version: view.common_version(), acting, unknown: std::collections::BTreeMap::new() }
+}
+
+/// Why this build cannot be in a cluster with those that were there before this revision.
+fn stranger(view: &View, before: Revision) -> Option<Halt> {
+    let peer = view.stranger(before)?;
+    Some(Halt::Protocol { peer: peer.id.clone(), release: peer.binary_version.to_string(), theirs: peer.protocol })
 }
 
 /// Deletes a registration with its candidacy, as the coordinator does with a capture that is not heard.
@@ -434,24 +456,33 @@ mod tests {
     use std::{collections::BTreeMap, sync::Arc};
 
     use super::*;
-    use crate::model::{DrainEpoch, LivenessMark, PROTOCOL, UnixMillis, encode};
-    use crate::store::{Entry, Listing};
+    use crate::{
+        model::{DrainEpoch, LivenessMark, PROTOCOL, ProtocolRange, UnixMillis, VALUE_VERSION, encode},
+        store::{Entry, Listing, Model, Op},
+    };
 
     const EPOCH: NodeEpoch = NodeEpoch(7);
+    const LEASE: LeaseId = LeaseId(1);
+    const NEXT: ProtocolRange = ProtocolRange { min: PROTOCOL.max + 1, max: PROTOCOL.max + 2 };
+    const NEIGHBOUR: ProtocolRange = ProtocolRange { min: PROTOCOL.max, max: PROTOCOL.max + 1 };
 
-    fn identity() -> Registration {
+    fn registration(id: &str, node_epoch: u64, protocol: ProtocolRange) -> Registration {
         Registration {
             version: VALUE_VERSION,
-            id: "a".parse().unwrap(),
-            node_epoch: EPOCH,
-            advertise_addr: "a:1".into(),
+            id: CaptureId::new(id).unwrap(),
+            node_epoch: NodeEpoch(node_epoch),
+            advertise_addr: Arc::from("h:1"),
             pod_name: None,
             pod_uid: None,
-            protocol: PROTOCOL,
-            binary_version: "test".into(),
+            protocol,
+            binary_version: Arc::from("9.9.9"),
             labels: BTreeMap::new(),
             unknown: BTreeMap::new(),
         }
+    }
+
+    fn identity() -> Registration {
+        registration("a", EPOCH.0, PROTOCOL)
     }
 
     /// A store with nothing but this capture, which is `Stopping`.
@@ -483,7 +514,7 @@ mod tests {
         let now = Now { monotonic: Instant::default(), wall: UnixMillis(0) };
         let mut agent = Agent::new(identity(), Options::default(), Mutants::default());
         agent.advance(None, now);
-        agent.lease_granted(LeaseId(1), now.monotonic, EPOCH.0);
+        agent.lease_granted(LEASE, now.monotonic, EPOCH.0);
         let view = alone(1);
         agent.advance(Some(&view), now);
         let outputs = agent.advance(Some(&view), now);
@@ -495,5 +526,54 @@ mod tests {
         assert!(matches!(outputs[..], [AgentOutput::Write(_)]), "it makes sure that it cannot: {outputs:?}");
         agent.written(TxnOutcome::Committed(3));
         assert!(agent.prove(&alone(3)));
+    }
+
+    /// What a capture `me` of node epoch 7 does that has a lease, and sees these registrations, in this order of birth.
+    fn outputs(captures: &[(&str, u64, ProtocolRange)]) -> Vec<AgentOutput> {
+        let mut store = Model::new();
+        for (id, node_epoch, protocol) in captures {
+            let value = registration(id, *node_epoch, *protocol);
+            let op = Op::Put { key: KeyName::Capture(value.id.clone()).key(), value: encode(&value), lease: None };
+            store.txn(&Txn { compares: Vec::new(), ops: vec![op] });
+        }
+        let view = View::load(&store.list("", KeyName::WATCH_END), Mutants::default()).unwrap();
+        let mut agent = Agent::new(registration("me", 0, PROTOCOL), Options::default(), Mutants::default());
+        let now = Now::default();
+        assert_eq!(agent.advance(None, now), [AgentOutput::GrantLease]);
+        agent.lease_granted(LEASE, now.monotonic, EPOCH.0);
+        let mut outputs = agent.advance(Some(&view), now);
+        if outputs.iter().all(|output| matches!(output, AgentOutput::Log(_))) {
+            outputs = agent.advance(Some(&view), now);
+        }
+        outputs
+    }
+
+    fn halts(outputs: &[AgentOutput]) -> Option<String> {
+        let [AgentOutput::Left, AgentOutput::RevokeLease(LEASE), AgentOutput::Halt(halt)] = outputs else {
+            return None;
+        };
+        Some(halt.to_string())
+    }
+
+    #[test]
+    fn a_capture_does_not_join_one_that_speaks_another_protocol() {
+        let said = halts(&outputs(&[("a", 1, PROTOCOL), ("b", 2, NEXT)])).unwrap();
+        assert!(said.starts_with("capture b, release 9.9.9, speaks protocol 2 to 3, this build 1"), "{said}");
+        for welcome in [vec![], vec![("a", 1, PROTOCOL)], vec![("a", 1, NEIGHBOUR)]] {
+            let outputs = outputs(&welcome);
+            assert!(matches!(outputs.as_slice(), [AgentOutput::Write(_)]), "{welcome:?}: {outputs:?}");
+        }
+    }
+
+    #[test]
+    fn a_former_life_of_another_protocol_is_waited_for() {
+        assert_eq!(outputs(&[("me", 1, NEXT)]), []);
+    }
+
+    #[test]
+    fn of_two_that_joined_at_once_the_later_one_goes() {
+        assert!(halts(&outputs(&[("b", 2, NEXT), ("me", 7, PROTOCOL)])).is_some());
+        let stays = outputs(&[("me", 7, PROTOCOL), ("b", 2, NEXT)]);
+        assert!(matches!(stays.as_slice(), [AgentOutput::Write(_)]), "{stays:?}");
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     log::Line,
     measure::Measurement,
     model::{
-        Answer, ChangefeedEpoch, ChangefeedId, Envelope, Instant, Position, Refusal, Request, RequestId, Term,
+        Answer, ChangefeedEpoch, ChangefeedId, Envelope, Halt, Instant, Position, Refusal, Request, RequestId, Term,
         ValueError,
     },
     store::{Changes, Key, LeaseId, Listing, Revision, Txn, TxnOutcome},
@@ -140,6 +140,6 @@ pub enum Effect {
     Log(Line),
     /// Add it up.
     Measured(Measurement),
-    /// The store holds something that this build cannot read: the process has to end, and say so.
-    Halt(ValueError),
+    /// The process has to end, and say why.
+    Halt(Halt),
 }

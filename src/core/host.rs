@@ -549,6 +549,7 @@ mod tests {
             sink: "blackhole://".into(),
             start_ts: 0,
             span_max_keys: 0,
+            unknown: BTreeMap::new(),
         });
         let span = Span { table: "t".into(), start: b"a".as_slice().into(), end: b"b".as_slice().into() };
         let writer_epoch = WriterEpoch { changefeed: ChangefeedEpoch(1), counter };

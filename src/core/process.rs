@@ -2,6 +2,8 @@
 //!
 //! The driver does: receive → [`Process::handle`] → carry out the effects in order, and nothing else.
 
+mod snapshot;
+
 use std::collections::{BTreeMap, VecDeque};
 
 pub use crate::event::{Effect, Event, Lane};
@@ -13,9 +15,8 @@ use crate::{
     maintainer::{Input, Maintainer, Output as MaintainerOutput},
     measure::Ends,
     model::{
-        Answer, Body, CaptureId, CaptureStatus, ChangefeedEpoch, ChangefeedId, Command, DispatcherFate, Envelope,
-        Heartbeat, Incarnation, Instant, KeyName, Liveness, Now, Options, Refusal, Registration, Request, RequestId,
-        Snapshot, Term, WorkCount,
+        Answer, Body, ChangefeedEpoch, ChangefeedId, Command, DispatcherFate, Envelope, Heartbeat, Incarnation,
+        Instant, KeyName, Now, Options, Refusal, Registration, Request, RequestId, Term, VALUE_VERSION, WorkCount,
     },
     mutant::{Mutant, Mutants},
     store::{Changes, Listing, TxnOutcome},
@@ -133,7 +134,7 @@ impl Process {
             Event::PositionRead { changefeed, epoch, position } => {
                 self.tell_maintainer(&changefeed, epoch, Input::PositionRead(position));
             }
-            Event::Unreadable(error) => self.effects.push(Effect::Halt(error)),
+            Event::Unreadable(error) => self.effects.push(Effect::Halt(error.into())),
             Event::Message(envelope) => self.receive(envelope),
             Event::Work(event) => self.work(event),
             Event::Request { id, request } => self.request(id, request),
@@ -150,7 +151,7 @@ impl Process {
     fn load(&mut self, listing: &Listing) {
         let view = match View::load(listing, self.mutants) {
             Ok(view) => view,
-            Err(error) => return self.effects.push(Effect::Halt(error)),
+            Err(error) => return self.effects.push(Effect::Halt(error.into())),
         };
         // Listings and changes arrive in the order of the store, so only a store that was restored goes back.
         let went_back = self
@@ -177,7 +178,7 @@ impl Process {
         let Some(view) = &mut self.view else { return };
         let keys = match view.apply(changes) {
             Ok(keys) => keys,
-            Err(error) => return self.effects.push(Effect::Halt(error)),
+            Err(error) => return self.effects.push(Effect::Halt(error.into())),
         };
         if let Some(coordinator) = &mut self.coordinator {
             coordinator.keys_changed(&keys);
@@ -311,6 +312,9 @@ impl Process {
         if envelope.to != me && !self.mutants.has(Mutant::IgnoresNodeEpoch) {
             return;
         }
+        if !self.understands(&envelope.from) {
+            return;
+        }
         match envelope.body {
             Body::Command { term, command } => self.obey(envelope.from, term, command),
             Body::Report { term, report } => {
@@ -356,6 +360,7 @@ impl Process {
                     let mut maintainer =
                         Box::new(Maintainer::new(me, changefeed.clone(), epoch, place_revision, config, options));
                     maintainer.set_mutants(self.mutants);
+                    maintainer.set_version(self.view.as_ref().map_or(VALUE_VERSION, View::common_version));
                     let outputs = match &self.latest {
                         // It need not wait for the next heartbeat; its share is told by that.
                         Some(latest) => {
@@ -455,9 +460,16 @@ impl Process {
         }
     }
 
+    fn understands(&self, who: &Incarnation) -> bool {
+        self.view.as_ref().is_none_or(|view| view.understands(who))
+    }
+
     fn send(&mut self, envelope: Envelope) {
         if self.agent.me().as_ref() == Some(&envelope.to) {
             return self.local.push_back(envelope);
+        }
+        if !self.understands(&envelope.to) {
+            return;
         }
         let address = self.view.as_ref().and_then(|view| view.captures.get(&envelope.to.capture));
         if let Some(to) = address.map(|kept| kept.value.advertise_addr.clone()) {
@@ -472,6 +484,7 @@ impl Process {
                 AgentOutput::KeepLease { lease, key } => Effect::KeepLease { lease, key },
                 AgentOutput::RevokeLease(lease) => Effect::RevokeLease(lease),
                 AgentOutput::Load => Effect::Load,
+                AgentOutput::Halt(halt) => Effect::Halt(halt),
                 AgentOutput::Write(txn) => Effect::Write { lane: Lane::Agent, txn },
                 AgentOutput::Log(line) => Effect::Log(line),
                 AgentOutput::Left => {
@@ -558,36 +571,6 @@ impl Process {
                 MaintainerOutput::Measured(measured) => self.effects.push(Effect::Measured(measured)),
             }
         }
-    }
-
-    /// What it knows.
-    pub fn snapshot(&self) -> Snapshot {
-        let Some(view) = &self.view else { return Snapshot::default() };
-        let me = self.agent.me();
-        let liveness = me.as_ref().and_then(|me| view.liveness(&me.capture));
-        let term = view.leader().map(|(_, term, _)| term);
-        let up_to_date = self.host.as_ref().is_some_and(|host| Some(host.state().stamp.term) == term);
-        let captures = view.captures.iter().map(|(id, kept)| (id.clone(), self.capture_status(view, id, &kept.value)));
-        let coordinator = self.coordinator.as_ref();
-        Snapshot {
-            ready: up_to_date && liveness.is_some_and(|liveness| liveness != Liveness::Stopping),
-            liveness,
-            is_coordinator: coordinator.is_some(),
-            coordinator: view.coordinator().map(|at| (at.id.clone(), at.advertise_addr.clone())),
-            captures: captures.collect(),
-            last_epoch: view.drain_epoch(),
-            drain: coordinator.and_then(|coordinator| coordinator.drain_status(view, self.now)),
-            history: view.history.values().map(|end| end.value.clone()).collect(),
-            changefeeds: coordinator.map(|coordinator| coordinator.changefeeds(view)).unwrap_or_default(),
-            me,
-        }
-    }
-
-    fn capture_status(&self, view: &View, id: &CaptureId, registration: &Registration) -> CaptureStatus {
-        let (heard, work) =
-            self.coordinator.as_ref().map(|coordinator| coordinator.work_of(id, self.now)).unwrap_or_default();
-        let liveness = view.liveness(id).unwrap_or(Liveness::Alive);
-        CaptureStatus { registration: registration.clone(), liveness, heard, work }
     }
 
     /// The registered life, while its lease can be trusted.

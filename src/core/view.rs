@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     model::{
         Candidacy, CaptureId, ChangefeedId, ChangefeedInfo, DrainEnd, DrainEpoch, DrainRecord, Incarnation, KeyName,
-        LastEpoch, Liveness, LivenessMark, Placement, Registration, Term, ValueError, decode,
+        LastEpoch, Liveness, LivenessMark, PROTOCOL, Placement, Registration, Term, ValueError, decode,
     },
     mutant::{Mutant, Mutants},
     store::{Change, Changes, Compare, Entry, Listing, Revision},
@@ -153,6 +153,23 @@ impl View {
     /// Whether any registered capture is `Alive`.
     pub(crate) fn anybody_alive(&self) -> bool {
         self.captures.keys().any(|id| self.liveness(id) == Some(Liveness::Alive))
+    }
+
+    /// The version in which values are written.
+    pub(crate) fn common_version(&self) -> u32 {
+        PROTOCOL.common_version(self.captures.values().map(|kept| kept.value.protocol))
+    }
+
+    /// A registered capture that shares no protocol version with this build, and was there before this revision.
+    pub(crate) fn stranger(&self, before: Revision) -> Option<&Registration> {
+        let strange = |kept: &&Kept<Registration>| !kept.value.protocol.meets(PROTOCOL) && kept.created < before;
+        self.captures.values().find(strange).map(|kept| &kept.value)
+    }
+
+    /// Whether messages can be exchanged with a capture: all but those that are known to speak another protocol.
+    pub(crate) fn understands(&self, who: &Incarnation) -> bool {
+        let registered = self.captures.get(&who.capture).filter(|kept| kept.value.node_epoch == who.node_epoch);
+        registered.is_none_or(|kept| kept.value.protocol.meets(PROTOCOL))
     }
 
     /// The last drain epoch given out.

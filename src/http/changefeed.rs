@@ -93,6 +93,7 @@ pub(super) async fn create(
         sink: new.sink.into(),
         start_ts: 0,
         span_max_keys: new.span_max_keys,
+        unknown: std::collections::BTreeMap::new(),
     };
     // `TiCDC`'s tools send 0 for "as you see fit".
     let start_ts = new.start_ts.filter(|ts| *ts != 0);

@@ -182,6 +182,7 @@ mod tests {
             sink: "blackhole://".into(),
             start_ts: 0,
             span_max_keys: 0,
+            unknown: BTreeMap::new(),
         };
         let status = ChangefeedStatus {
             config: Arc::new(config),

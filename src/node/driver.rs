@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use capturedrain_core::{
     log::{Level, Line},
     model::{
-        Answer, ChangefeedEpoch, ChangefeedId, Instant, KeyName, Now, Position, Refusal, RequestId, Snapshot,
+        Answer, ChangefeedEpoch, ChangefeedId, Halt, Instant, KeyName, Now, Position, Refusal, RequestId, Snapshot,
         ValueError, decode,
     },
     process::{Effect, Event, Lane, Process},
@@ -108,13 +108,15 @@ impl Drop for Tasks {
     }
 }
 
+/// Stands still while the machine is suspended (`CLOCK_MONOTONIC`), and an etcd elsewhere does not: who wakes up may trust
+/// its lease for too long. That is what fences are for.
 fn monotonic(started: time::Instant) -> Instant {
     Instant(started.elapsed())
 }
 
 impl Driver {
     /// Runs until it is told to leave, or the core finds that it cannot go on.
-    pub(super) async fn run(mut self) -> Result<(), ValueError> {
+    pub(super) async fn run(mut self) -> Result<(), Halt> {
         self.step(Event::Wake)?;
         let mut published = time::Instant::now();
         let mut dirty = true;
@@ -150,7 +152,7 @@ impl Driver {
         }
     }
 
-    fn step(&mut self, event: Event) -> Result<(), ValueError> {
+    fn step(&mut self, event: Event) -> Result<(), Halt> {
         let now = Now { monotonic: monotonic(self.tasks.started), wall: wall() };
         for effect in self.process.handle(event, now) {
             self.carry_out(effect)?;
@@ -169,7 +171,7 @@ impl Driver {
         });
     }
 
-    fn carry_out(&mut self, effect: Effect) -> Result<(), ValueError> {
+    fn carry_out(&mut self, effect: Effect) -> Result<(), Halt> {
         match effect {
             Effect::GrantLease => self.grant(),
             Effect::KeepLease { lease, key } => self.keep(lease, key),
@@ -189,7 +191,7 @@ impl Driver {
             }
             Effect::Log(line) => log(&line),
             Effect::Measured(measured) => self.metrics.record(measured),
-            Effect::Halt(error) => return Err(error),
+            Effect::Halt(halt) => return Err(halt),
         }
         Ok(())
     }
@@ -299,7 +301,7 @@ impl Driver {
     }
 
     /// Ends: all work stops, and the lease is given back, so that others need not wait for it to run out.
-    async fn leave(mut self) -> Result<(), ValueError> {
+    async fn leave(mut self) -> Result<(), Halt> {
         self.step(Event::Leave)?;
         let revoking = self.tasks.revoking.take();
         let ended = async {

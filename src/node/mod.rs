@@ -7,7 +7,7 @@ mod shutdown;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use capturedrain_core::{
-    model::{ChangefeedConfig, CommitTs, NameError, Options, Registration, Snapshot, ValueError},
+    model::{ChangefeedConfig, CommitTs, Halt, NameError, Options, Registration, Snapshot},
     process::Process,
 };
 use tokio::{
@@ -50,9 +50,9 @@ pub enum NodeError {
     /// A name that was made of the options cannot be used.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// The store has something that this build cannot read.
+    /// It cannot work on what is in the store, or with who is there.
     #[error(transparent)]
-    Value(#[from] ValueError),
+    Halt(#[from] Halt),
     /// The doors ended.
     #[error("the server on {addr} failed: {source}")]
     Serve {
@@ -99,7 +99,7 @@ pub struct Node {
     /// A way to the cluster, by this capture.
     client: Client,
     orders: mpsc::Sender<Order>,
-    driver: JoinHandle<Result<(), ValueError>>,
+    driver: JoinHandle<Result<(), Halt>>,
     listener: Listener,
 }
 

@@ -258,7 +258,13 @@ mod tests {
     #[test]
     fn a_mirror_ends_with_a_slash_where_its_source_does() {
         let check = |source: &str, sink: &str| {
-            let config = ChangefeedConfig { source: source.into(), sink: sink.into(), start_ts: 0, span_max_keys: 0 };
+            let config = ChangefeedConfig {
+                source: source.into(),
+                sink: sink.into(),
+                start_ts: 0,
+                span_max_keys: 0,
+                unknown: BTreeMap::new(),
+            };
             check_config(&config).is_ok()
         };
         assert!(check("etcd://a:1/shop/", "etcd://b:1/copy/") && check("etcd://a:1/shop", "etcd://b:1/copy"));

@@ -1,8 +1,9 @@
 //! A cluster's state in one file: the store model, with every change committed before it is answered.
 //!
 //! Opening the file takes its lock and voids all leases, since whoever held them is gone. The clocks of leases live in
-//! memory. After an error of the file it is opened anew, and the model is what the file has; until that succeeds
-//! nothing is served, since the model may have what was never persisted.
+//! memory and stand still while the machine is suspended (`CLOCK_MONOTONIC`), as those of the captures do that hold
+//! them: they are all in this process. After an error of the file it is opened anew, and the model is what the file has;
+//! until that succeeds nothing is served, since the model may have what was never persisted.
 
 use std::{
     fmt,

@@ -95,6 +95,7 @@ fn decode_config(config: Option<pb::ChangefeedConfig>) -> Result<Arc<ChangefeedC
         sink: config.sink.into(),
         start_ts: config.start_ts,
         span_max_keys: config.span_max_keys,
+        unknown: std::collections::BTreeMap::new(),
     }))
 }
 
@@ -403,7 +404,13 @@ mod tests {
     }
 
     fn config() -> Arc<ChangefeedConfig> {
-        Arc::new(ChangefeedConfig { source: "s".into(), sink: "t".into(), start_ts: 3, span_max_keys: 4 })
+        Arc::new(ChangefeedConfig {
+            source: "s".into(),
+            sink: "t".into(),
+            start_ts: 3,
+            span_max_keys: 4,
+            unknown: BTreeMap::new(),
+        })
     }
 
     fn span() -> Span {

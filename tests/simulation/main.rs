@@ -19,6 +19,7 @@ mod readable;
 mod restore;
 mod scenario;
 mod size;
+mod strangers;
 mod truth;
 mod unheard;
 mod world;

@@ -451,5 +451,6 @@ pub(crate) fn config(splits: bool) -> ChangefeedConfig {
         sink: "blackhole://".into(),
         start_ts: 0,
         span_max_keys: u64::from(splits),
+        unknown: BTreeMap::new(),
     }
 }

@@ -120,7 +120,13 @@ fn resident() -> u64 {
 #[test]
 #[ignore = "a measurement: make size"]
 fn a_million_dispatchers_are_drained() {
-    let config = ChangefeedConfig { source: "s".into(), sink: "t".into(), start_ts: 0, span_max_keys: 0 };
+    let config = ChangefeedConfig {
+        source: "s".into(),
+        sink: "t".into(),
+        start_ts: 0,
+        span_max_keys: 0,
+        unknown: BTreeMap::new(),
+    };
     let maintainer = Maintainer::new(
         who(0),
         ChangefeedId::new("f").unwrap(),

@@ -28,7 +28,13 @@ pub(crate) fn id() -> ChangefeedId {
 impl Feed {
     pub(crate) fn new(source: &str, sink: &str) -> Self {
         let (events, inbox) = mpsc::channel(1024);
-        let config = ChangefeedConfig { source: source.into(), sink: sink.into(), start_ts: 0, span_max_keys: 0 };
+        let config = ChangefeedConfig {
+            source: source.into(),
+            sink: sink.into(),
+            start_ts: 0,
+            span_max_keys: 0,
+            unknown: std::collections::BTreeMap::new(),
+        };
         Self { pipeline: Pipeline::new(events), events: inbox, config: Arc::new(config), checkpoints: HashMap::new() }
     }
 

@@ -4,10 +4,7 @@ use super::{Coordinator, Output, index::Mark};
 use crate::{
     log::Line,
     measure::Measurement,
-    model::{
-        DrainEnd, DrainOutcome, DrainRecord, KeyName, Liveness, LivenessMark, Now, OnDeadline, VALUE_VERSION,
-        WorkCount, encode,
-    },
+    model::{DrainEnd, DrainOutcome, DrainRecord, KeyName, Liveness, LivenessMark, Now, OnDeadline, WorkCount, encode},
     mutant::Mutant,
     store::Op,
     view::View,
@@ -31,15 +28,16 @@ impl Coordinator {
 
     /// The write that ends a drain: the record becomes history, and the target's liveness what follows from it.
     pub(super) fn finish(&self, view: &View, record: &DrainRecord, outcome: DrainOutcome, now: Now) -> Draft {
-        let end = DrainEnd { version: VALUE_VERSION, outcome, ended_at_ms: now.wall, record: record.clone() };
+        let end = DrainEnd { version: view.common_version(), outcome, ended_at_ms: now.wall, record: record.clone() };
         let (liveness, history) = (KeyName::Liveness(record.target.clone()), KeyName::DrainHistory(record.epoch));
         let draft = self.draft().require_same(view, &KeyName::Capture(record.target.clone()));
+        let former = view.liveness.get(&record.target).map(|mark| mark.value.unknown.clone());
         let mark = LivenessMark {
-            version: VALUE_VERSION,
+            version: view.common_version(),
             liveness: Liveness::Stopping,
             node_epoch: record.node_epoch,
             drain_epoch: record.epoch,
-            unknown: std::collections::BTreeMap::new(),
+            unknown: former.unwrap_or_default(),
         };
         if self.mutants.has(Mutant::CompletionIgnoresRecord) && outcome == DrainOutcome::Drained {
             let mark = Op::Put { key: liveness.key(), value: encode(&mark), lease: None };

@@ -6,7 +6,7 @@ use crate::{
     model::{
         Answer, CaptureId, ChangefeedConfig, ChangefeedId, ChangefeedInfo, ChangefeedState, Command, DrainEpoch,
         DrainOutcome, DrainRecord, DrainRequest, KeyName, LastEpoch, Liveness, LivenessMark, NodeEpoch, Now, Refusal,
-        Request, VALUE_VERSION, encode,
+        Request, encode,
     },
     mutant::Mutant,
     store::Op,
@@ -127,7 +127,7 @@ impl Coordinator {
         let current = self.current_work(view, &request.capture);
         let pod_uid = view.captures.get(&request.capture).and_then(|kept| kept.value.pod_uid.clone());
         let record = DrainRecord {
-            version: VALUE_VERSION,
+            version: view.common_version(),
             epoch,
             target: request.capture,
             node_epoch,
@@ -143,8 +143,13 @@ impl Coordinator {
             avoid: request.avoid,
             unknown: std::collections::BTreeMap::new(),
         };
+        let last_epoch = LastEpoch {
+            version: view.common_version(),
+            epoch,
+            unknown: view.last_epoch.as_ref().map(|kept| kept.value.unknown.clone()).unwrap_or_default(),
+        };
         let mark = LivenessMark {
-            version: VALUE_VERSION,
+            version: view.common_version(),
             liveness: Liveness::Draining,
             node_epoch,
             drain_epoch: epoch,
@@ -152,13 +157,15 @@ impl Coordinator {
         };
         let requester = record.requesters.first().map(String::as_str).unwrap_or_default();
         self.announced.push(Line::info("drain starts").drain(&record).with("requester", requester));
-        let last = LastEpoch { version: VALUE_VERSION, epoch };
         let draft = self.draft().require_same(view, &KeyName::Capture(record.target.clone()));
         let mut draft = if self.mutants.has(Mutant::StartIgnoresRecord) {
             let put = |name: KeyName, value| Op::Put { key: name.key(), value, lease: None };
-            draft.operations(vec![put(KeyName::DrainRecord, encode(&record)), put(KeyName::DrainEpoch, encode(&last))])
+            draft.operations(vec![
+                put(KeyName::DrainRecord, encode(&record)),
+                put(KeyName::DrainEpoch, encode(&last_epoch)),
+            ])
         } else {
-            draft.put(view, &KeyName::DrainRecord, &record).put(view, &KeyName::DrainEpoch, &last)
+            draft.put(view, &KeyName::DrainRecord, &record).put(view, &KeyName::DrainEpoch, &last_epoch)
         };
         if !self.mutants.has(Mutant::RecordWithoutLiveness) {
             draft = draft.put(view, &KeyName::Liveness(record.target.clone()), &mark);
@@ -226,11 +233,12 @@ impl Coordinator {
             return Err(Refusal::ChangefeedExists(id));
         }
         let info = ChangefeedInfo {
-            version: VALUE_VERSION,
+            version: view.common_version(),
             id: id.clone(),
             config,
             state: ChangefeedState::Running,
             created_at_ms: now.wall,
+            unknown: std::collections::BTreeMap::new(),
         };
         let draft = self.draft().put(view, &KeyName::ChangefeedInfo(id), &info);
         Ok(Decision::Write(draft, Answer::Done))

@@ -6,9 +6,7 @@ use std::collections::BTreeMap;
 
 use super::{Coordinator, index::Mark, standing::Standing};
 use crate::{
-    model::{
-        CaptureId, ChangefeedEpoch, ChangefeedId, ChangefeedState, Incarnation, KeyName, Now, Placement, VALUE_VERSION,
-    },
+    model::{CaptureId, ChangefeedEpoch, ChangefeedId, ChangefeedState, Incarnation, KeyName, Now, Placement},
     mutant::Mutant,
     view::View,
     write::Draft,
@@ -79,8 +77,12 @@ impl Coordinator {
             };
             let Some(host) = self.choose(view, &destinations, &loads) else { break };
             *loads.entry(host.capture.clone()).or_default() += 1;
-            let epoch = self.next_placement(view, feed).max(above.next());
-            let placement = Placement { version: VALUE_VERSION, host: host.clone(), epoch };
+            let placement = Placement {
+                version: view.common_version(),
+                host: host.clone(),
+                epoch: self.next_placement(view, feed).max(above.next()),
+                unknown: view.places.get(feed).map(|place| place.value.unknown.clone()).unwrap_or_default(),
+            };
             draft = draft
                 .put(view, &KeyName::ChangefeedPlace(feed.clone()), &placement)
                 .require_same(view, &KeyName::ChangefeedInfo(feed.clone()))

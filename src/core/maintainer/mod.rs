@@ -28,7 +28,7 @@ use crate::{
     model::{
         CaptureId, ChangefeedConfig, ChangefeedEpoch, ChangefeedId, CommitTs, DispatcherFate, DispatcherNews,
         DrainState, Heartbeat, Incarnation, Instant, MaintainerPhase, MaintainerReport, NewDispatcher, Now, Options,
-        Order, Position, Span, SpanId, Status, WriterEpoch, parts,
+        Order, Position, Span, SpanId, Status, Unknown, VALUE_VERSION, WriterEpoch, parts,
     },
     mutant::{Mutant, Mutants},
     store::{Revision, Txn, TxnOutcome},
@@ -148,6 +148,10 @@ pub struct Maintainer {
     checkpoint_ts: CommitTs,
     checkpoint_at_ms: u64,
     persisted: Persisted,
+    /// The version in which the position is written.
+    version: u32,
+    /// What a newer build has added to the position.
+    unknown: Unknown,
     error: Option<String>,
     /// The last failure that was not the end, until everything works again.
     warning: Option<String>,
@@ -200,6 +204,8 @@ impl Maintainer {
             samples: VecDeque::new(),
             checkpoint_at_ms: 0,
             persisted: Persisted::Reading { next: Instant::default() },
+            version: VALUE_VERSION,
+            unknown: Unknown::new(),
             error: None,
             warning: None,
             outranked_by: None,
@@ -207,6 +213,12 @@ impl Maintainer {
             outputs: Vec::new(),
             now: Instant::default(),
         }
+    }
+
+    /// Sets the version in which it writes, which holds for its life: when there is an older capture later, it comes to
+    /// a cluster whose values it cannot read anyway.
+    pub(crate) fn set_version(&mut self, version: u32) {
+        self.version = version;
     }
 
     /// Breaks a rule, for the simulation.

@@ -2,7 +2,7 @@
 
 use super::{Maintainer, Output};
 use crate::{
-    model::{CommitTs, Instant, KeyName, Position, VALUE_VERSION, encode},
+    model::{CommitTs, Instant, KeyName, Position, encode},
     mutant::Mutant,
     store::{Compare, Op, Revision, Txn, TxnOutcome},
 };
@@ -21,8 +21,10 @@ pub(super) enum Persisted {
 impl Maintainer {
     pub(super) fn take_position(&mut self, position: Option<(Position, Revision)>) {
         let Persisted::Reading { next } = self.persisted else { return };
-        let (checkpoint_ts, revision) =
-            position.map_or((0, 0), |(position, revision)| (position.checkpoint_ts, revision));
+        let (checkpoint_ts, revision) = position.map_or((0, 0), |(position, revision)| {
+            self.unknown = position.unknown;
+            (position.checkpoint_ts, revision)
+        });
         self.checkpoint_ts = self.checkpoint_ts.max(checkpoint_ts);
         self.resolved_ts = self.resolved_ts.max(checkpoint_ts);
         self.persisted = Persisted::Known { checkpoint_ts, revision, next: next.max(self.now) };
@@ -74,7 +76,8 @@ impl Maintainer {
             return;
         }
         let name = KeyName::Position(self.changefeed.clone());
-        let position = Position { version: VALUE_VERSION, checkpoint_ts: self.checkpoint_ts };
+        let (version, checkpoint_ts) = (self.version, self.checkpoint_ts);
+        let position = Position { version, checkpoint_ts, unknown: self.unknown.clone() };
         let place = KeyName::ChangefeedPlace(self.changefeed.clone());
         let mut compares = vec![Compare::Modified(place.key(), self.place_revision)];
         compares.push(Compare::Modified(name.key(), revision));

@@ -2,6 +2,7 @@
 
 mod id;
 mod message;
+mod protocol;
 mod request;
 mod snapshot;
 mod span;
@@ -13,6 +14,7 @@ pub use id::{
     WriterEpoch,
 };
 pub use message::*;
+pub use protocol::*;
 pub use request::*;
 pub use snapshot::*;
 pub use span::{CommitTs, Span, SpanId};

@@ -15,14 +15,14 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{CaptureId, ChangefeedEpoch, ChangefeedId, CommitTs, DrainEpoch, Incarnation, NodeEpoch, UnixMillis};
+use super::{
+    CaptureId, ChangefeedEpoch, ChangefeedId, CommitTs, DrainEpoch, Incarnation, NodeEpoch, PROTOCOL, ProtocolRange,
+    UnixMillis,
+};
 use crate::store::Key;
 
-/// The version of values that this build writes, and the newest that it reads.
-pub const VALUE_VERSION: u32 = 1;
-
-/// The protocol versions that this build speaks with other captures, both ends included.
-pub const PROTOCOL: ProtocolRange = ProtocolRange { min: 1, max: 1 };
+/// The newest version of values that this build reads. It writes the newest that all captures read.
+pub const VALUE_VERSION: u32 = PROTOCOL.max;
 
 /// How many of those who asked for a drain are remembered.
 pub const REQUESTERS_MAX: usize = 32;
@@ -148,15 +148,6 @@ impl KeyName {
     }
 }
 
-/// The protocol versions that a capture speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProtocolRange {
-    /// Oldest.
-    pub min: u32,
-    /// Newest.
-    pub max: u32,
-}
-
 /// A capture that is there. Created only if absent, on the same lease as its candidacy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registration {
@@ -232,6 +223,9 @@ pub struct LastEpoch {
     pub version: u32,
     /// The number.
     pub epoch: DrainEpoch,
+    /// Fields of a newer build.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// What a drain does that meets its deadline.
@@ -380,6 +374,9 @@ pub struct ChangefeedConfig {
     /// A span with more keys than this is split; 0: never.
     #[serde(default)]
     pub span_max_keys: u64,
+    /// Fields of a newer build.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// A changefeed: configuration and state.
@@ -396,6 +393,17 @@ pub struct ChangefeedInfo {
     pub state: ChangefeedState,
     /// When it was created.
     pub created_at_ms: UnixMillis,
+    /// Fields of a newer build.
+    #[serde(flatten, deserialize_with = "unknown_beside_state")]
+    pub unknown: Unknown,
+}
+
+/// What is left beside a [`ChangefeedState`], whose fields serde leaves in the map.
+fn unknown_beside_state<'de, D: serde::Deserializer<'de>>(fields: D) -> Result<Unknown, D::Error> {
+    let mut unknown = Unknown::deserialize(fields)?;
+    unknown.remove("state");
+    unknown.remove("error");
+    Ok(unknown)
 }
 
 /// Which capture has a changefeed's maintainer.
@@ -408,15 +416,21 @@ pub struct Placement {
     pub host: Incarnation,
     /// The number of this placement.
     pub epoch: ChangefeedEpoch,
+    /// Fields of a newer build.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// How far a changefeed has come: every event at or below is in the sink.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// Version of this value.
     pub version: u32,
     /// The commit timestamp.
     pub checkpoint_ts: CommitTs,
+    /// Fields of a newer build.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// What can be set of a cluster's behaviour. Every capture of a cluster should have the same.
@@ -465,6 +479,8 @@ impl Default for Options {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -512,8 +528,38 @@ mod tests {
 
     #[test]
     fn fields_of_a_newer_build_are_kept() {
-        let json = br#"{"version":1,"liveness":"Draining","node_epoch":"01","drain_epoch":1,"colour":"red"}"#;
-        let mark: LivenessMark = decode("liveness/a", json).unwrap();
-        assert!(String::from_utf8(encode(&mark).to_vec()).unwrap().contains("\"colour\":\"red\""));
+        fn check<T: Serialize + DeserializeOwned>(json: &serde_json::Value) {
+            let value: T = decode("key", json.to_string().as_bytes()).unwrap();
+            let written: serde_json::Value = serde_json::from_slice(&encode(&value)).unwrap();
+            assert_eq!(written, *json);
+            // Each name once: a second one would win over the first when it is read.
+            assert_eq!(encode(&value).len(), json.to_string().len(), "{json}");
+        }
+        let config = json!({"source": "s", "sink": "t", "start_ts": 1, "span_max_keys": 0, "colour": {"inner": [1]}});
+        let info = json!({"version": 1, "id": "f", "config": config, "created_at_ms": 1, "colour": "red"});
+        let with = |state: serde_json::Value| {
+            let mut info = info.clone();
+            info.as_object_mut().unwrap().extend(state.as_object().unwrap().clone());
+            info
+        };
+        check::<ChangefeedInfo>(&with(json!({"state": "running"})));
+        check::<ChangefeedInfo>(&with(json!({"state": "failed", "error": "why"})));
+        check::<Placement>(
+            &json!({"version": 1, "capture": "a", "node_epoch": "0000000000000001", "epoch": 1, "colour": "red"}),
+        );
+        check::<Position>(&json!({"version": 1, "checkpoint_ts": 1, "colour": "red"}));
+        check::<LastEpoch>(&json!({"version": 1, "epoch": 1, "colour": "red"}));
+        check::<LivenessMark>(
+            &json!({"version": 1, "liveness": "Draining", "node_epoch": "0000000000000001", "drain_epoch": 1, "colour": "red"}),
+        );
+    }
+
+    #[test]
+    fn a_changefeed_that_runs_again_has_no_error_left() {
+        let failed = json!({"version": 1, "id": "f", "config": {"source": "s", "sink": "t", "start_ts": 1},
+                            "state": "failed", "error": "why", "created_at_ms": 1});
+        let mut info: ChangefeedInfo = decode("key", failed.to_string().as_bytes()).unwrap();
+        info.state = ChangefeedState::Running;
+        assert!(!String::from_utf8(encode(&info).to_vec()).unwrap().contains("error"));
     }
 }
