@@ -85,9 +85,9 @@ pub(super) async fn run(args: ApplyArgs, common: &Common) -> Result<Exit, Failur
     Ok(left.unwrap_or_else(|| drains.iter().map(outcome).find(|exit| *exit != Exit::Done).unwrap_or(Exit::Done)))
 }
 
-/// Whether waiting longer brings nothing: a deadline that holds is for a person to decide.
+/// Whether waiting longer brings nothing: a deadline that has passed is for a person to decide.
 fn is_over(drain: &CaptureDrain) -> bool {
-    is_finished(drain) || is_drained(drain) || stalled(drain) == Some("DeadlineHeld")
+    is_finished(drain) || is_drained(drain) || matches!(stalled(drain), Some("DeadlineHeld" | "NoProgress"))
 }
 
 fn phase(drain: &CaptureDrain) -> Option<String> {
