@@ -8,12 +8,13 @@ mod lossy;
 #[allow(dead_code, reason = "shared with the tests on etcd")]
 mod processes;
 
-use std::{fs, net::TcpListener, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, net::TcpListener, path::Path, time::Duration};
 
 use capturedrain::store::{AnyStore, Store as _};
 use capturedrain_core::store::{Op, Txn};
 use processes::{Cluster, run, wait_for};
 use reqwest::Method;
+use serde_json::Value;
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
@@ -170,6 +171,52 @@ async fn a_manifest_is_applied_and_printed_with_its_status() {
     fs::write(&manifest, fs::read_to_string(&manifest).unwrap().replace(&target, "nobody")).unwrap();
     let (code, _) = cluster.run(&["apply", "--wait", "-f", manifest.to_str().unwrap()]).await;
     assert_eq!(code, 3);
+}
+
+/// Maintainers and dispatchers by capture.
+async fn work(cluster: &Cluster) -> BTreeMap<String, (u64, u64)> {
+    let captures = cluster.json(&["captures"]).await;
+    let count = |capture: &Value, of: &str| capture[of].as_u64().unwrap();
+    let work = |c: &Value| (count(c, "maintainer_count"), count(c, "dispatcher_count"));
+    captures.as_array().unwrap().iter().map(|c| (c["id"].as_str().unwrap().to_owned(), work(c))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_says_what_the_drain_then_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::new("default", &embedded(&folder.path().join("store.redb")));
+    cluster.start_several("c", 4);
+    cluster.wait_for_captures(4).await;
+    for (feed, tables) in [("f", 7), ("g", 4), ("h", 1), ("i", 5), ("j", 2)] {
+        let source = format!("synthetic://?tables={tables}");
+        cluster.ok(&["changefeed", "create", "--id", feed, "--source", &source, "--sink", "blackhole://"]).await;
+        cluster.wait_for_dispatchers(feed, tables).await;
+    }
+    let (target, avoided) = ("c-0", "c-3");
+    let drain = ["drain", target, "--avoid", avoided];
+    let before = work(&cluster).await;
+    let dry = cluster.json(&[&drain[..], &["--dry-run", "--wait"]].concat()).await;
+    assert_eq!((&dry["drain_epoch"], &dry["plan"]["is_measured"]), (&Value::Null, &false.into()), "{dry}");
+    assert_eq!(work(&cluster).await, before, "a dry run moves nothing");
+    cluster.ok(&[&drain[..], &["--wait"]].concat()).await;
+    let moves = dry["plan"]["moves"].as_object().unwrap();
+    let mut expected = before.clone();
+    expected.insert(target.to_owned(), (0, 0));
+    for (id, work) in moves {
+        let to = expected.get_mut(id).unwrap();
+        to.0 += work["maintainers"].as_u64().unwrap();
+        to.1 += work["dispatchers"].as_u64().unwrap();
+    }
+    wait_for(Duration::from_secs(10), &format!("{expected:?} after {dry}"), || async {
+        (work(&cluster).await == expected).then_some(())
+    })
+    .await;
+    assert!(!moves.contains_key(avoided) && !moves.contains_key(target) && !moves.is_empty(), "{dry}");
+    // What it took is what the next one is expected to take. One that is on is told of, dry run or not.
+    let dry = cluster.json(&["drain", "c-1", "--dry-run"]).await;
+    assert_eq!(dry["plan"]["is_measured"], true, "{dry}");
+    let dry = cluster.json(&[&drain[..], &["--dry-run"]].concat()).await;
+    assert_eq!((&dry["drain_epoch"], &dry["plan"]), (&1.into(), &Value::Null), "{dry}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

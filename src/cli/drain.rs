@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, OnDeadline};
+use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, OnDeadline, Plan, WorkCount};
 use clap::{Args, ValueEnum};
 use futures::StreamExt as _;
 use serde_json::json;
@@ -13,7 +13,7 @@ use super::{
     exit::{Exit, Failure},
     progress::Progress,
     say,
-    table::count,
+    table::{count, table, time},
     value,
 };
 use crate::{
@@ -110,44 +110,58 @@ pub(super) async fn drain(args: DrainArgs, common: &Common) -> Result<Exit, Fail
         AtDeadline::Hold => OnDeadline::Hold,
         AtDeadline::Proceed => OnDeadline::Proceed,
     };
+    let wait_for_end = args.wait && !args.dry_run;
     let answer = client.drain(request).await?;
-    let (accepted, sentence) = match &answer {
-        Answer::Draining { epoch, current } => {
-            let (m, d) = (current.maintainers, current.dispatchers);
-            let work = format!("{} and {}", count(m, "maintainer"), count(d, "dispatcher"));
-            (accepted(m, d, Some(*epoch)), format!("{capture} is being drained under epoch {epoch}: {work}"))
-        }
-        Answer::Drained { epoch } => {
-            (accepted(0, 0, Some(*epoch)), format!("{capture} is empty, proven under epoch {epoch}"))
-        }
-        Answer::DryRun { current, destinations } => {
-            let (m, d) = (current.maintainers, current.dispatchers);
-            let work = format!("{} and {}", count(m, "maintainer"), count(d, "dispatcher"));
-            let to: Vec<_> = destinations.iter().map(ToString::to_string).collect();
-            let sentence = format!("{work} would move, to {}", to.join(", "));
-            (DrainAccepted { destinations: to, ..accepted(m, d, None) }, sentence)
-        }
-        Answer::Done => (accepted(0, 0, None), "done".to_owned()),
-    };
+    let sentence = sentence(&capture, &answer);
     match answer {
-        Answer::Draining { epoch, .. } if args.wait => {
+        Answer::Draining { epoch, .. } if wait_for_end => {
             say(&sentence);
             wait(&client, &capture, epoch, common).await
         }
         _ => {
-            common.print(&accepted, |_| sentence + "\n")?;
+            common.print(&DrainAccepted::of(&answer), |_| sentence + "\n")?;
             Ok(Exit::Done)
         }
     }
 }
 
-fn accepted(maintainers: u64, dispatchers: u64, epoch: Option<DrainEpoch>) -> DrainAccepted {
-    DrainAccepted {
-        current_maintainer_count: maintainers,
-        current_dispatcher_count: dispatchers,
-        drain_epoch: epoch.map(|epoch| epoch.0),
-        destinations: Vec::new(),
+/// What came of the request, for people.
+fn sentence(capture: &CaptureId, answer: &Answer) -> String {
+    let work = |work: &WorkCount| {
+        format!("{} and {}", count(work.maintainers, "maintainer"), count(work.dispatchers, "dispatcher"))
+    };
+    match answer {
+        Answer::Draining { epoch, current } => {
+            format!("{capture} is being drained under epoch {epoch}: {}", work(current))
+        }
+        Answer::Drained { epoch } => format!("{capture} is empty, proven under epoch {epoch}"),
+        Answer::DryRun { current, plan, .. } => format!("{} would leave {capture}\n{}", work(current), planned(plan)),
+        Answer::Done => "done".to_owned(),
     }
+}
+
+/// What would go where, and how long that takes.
+fn planned(plan: &Plan) -> String {
+    if plan.moves.is_empty() {
+        return "nothing would move".to_owned();
+    }
+    let row = |(id, work): (&CaptureId, &WorkCount)| {
+        [id.to_string(), work.maintainers.to_string(), work.dispatchers.to_string()]
+    };
+    let rows: Vec<_> = plan.moves.iter().map(row).collect();
+    let (limits, pace) = (plan.limits, time(plan.move_ms));
+    let pace = if plan.is_measured {
+        format!("{pace} a move, as in the last drain")
+    } else {
+        format!("{pace} a move, a guess: no drain was measured yet")
+    };
+    format!(
+        "{}it would take about {}: {} and {} at once, {pace}",
+        table(["TO", "MAINTAINERS", "DISPATCHERS"], &rows),
+        time(plan.estimate_ms),
+        count(limits.maintainers, "maintainer"),
+        count(limits.dispatchers, "dispatcher"),
+    )
 }
 
 /// How a drain that is followed stands.
@@ -248,9 +262,8 @@ fn ended(end: &DrainEndView, common: &Common) -> Result<Exit, Failure> {
         "TargetGone" => (Exit::TargetGone, "is gone, in the life that was meant"),
         _ => (Exit::Refused, "went back to work: no other capture was there"),
     };
-    common.print(end, |end| {
-        format!("{} {what} (epoch {}, {})\n", end.target, end.drain_epoch, super::table::time(end.duration_ms))
-    })?;
+    common
+        .print(end, |end| format!("{} {what} (epoch {}, {})\n", end.target, end.drain_epoch, time(end.duration_ms)))?;
     Ok(exit)
 }
 

@@ -7,7 +7,7 @@ mod watch;
 
 use std::{future::Future, time::Duration};
 
-use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, NodeEpoch, Refusal, WorkCount};
+use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, NodeEpoch, Refusal};
 use tokio::time::{self, Instant};
 use tonic::{
     Code, Response, Status,
@@ -17,7 +17,7 @@ use tonic::{
 use self::known::Known;
 use crate::{
     view::{CaptureView, DrainEndView},
-    wire::{cause, encode_drain, pb, refusal},
+    wire::{cause, decode_answer, encode_drain, pb, refusal},
 };
 
 pub use self::{convert::ClusterView, watch::SILENCE};
@@ -156,15 +156,7 @@ impl Client {
                 async move { drains.drain_capture(sent).await }
             })
             .await?;
-        let current = answer.current.unwrap_or_default();
-        let current = WorkCount { maintainers: current.maintainers, dispatchers: current.dispatchers };
-        let epoch = DrainEpoch(answer.drain_epoch);
-        if request.dry_run && !answer.drained {
-            let named = answer.destinations.iter().map(CaptureId::new).collect::<Result<_, _>>();
-            let destinations = named.map_err(|error| ClientError::Protocol(error.to_string()))?;
-            return Ok(Answer::DryRun { current, destinations });
-        }
-        Ok(if answer.drained { Answer::Drained { epoch } } else { Answer::Draining { epoch, current } })
+        decode_answer(answer).map_err(|error| ClientError::Protocol(error.to_string()))
     }
 
     /// Calls a drain off. Without an epoch the drain of this capture that is on is meant: its epoch is looked up first, so

@@ -43,24 +43,11 @@ pub(super) async fn start(
     request.reason = query.reason.unwrap_or_default();
     request.check()?;
     let answer = hall.door.ask(Request::Drain(request)).await?;
-    let accepted = |maintainers, dispatchers, drain_epoch, destinations| DrainAccepted {
-        current_maintainer_count: maintainers,
-        current_dispatcher_count: dispatchers,
-        drain_epoch,
-        destinations,
+    let status = match answer {
+        Answer::Draining { .. } => StatusCode::ACCEPTED,
+        Answer::Drained { .. } | Answer::DryRun { .. } | Answer::Done => StatusCode::OK,
     };
-    Ok(match answer {
-        Answer::Draining { epoch, current } => {
-            let view = accepted(current.maintainers, current.dispatchers, Some(epoch.0), Vec::new());
-            (StatusCode::ACCEPTED, Json(view))
-        }
-        Answer::DryRun { current, destinations } => {
-            let destinations = destinations.iter().map(ToString::to_string).collect();
-            (StatusCode::OK, Json(accepted(current.maintainers, current.dispatchers, None, destinations)))
-        }
-        Answer::Drained { epoch } => (StatusCode::OK, Json(accepted(0, 0, Some(epoch.0), Vec::new()))),
-        Answer::Done => (StatusCode::OK, Json(accepted(0, 0, None, Vec::new()))),
-    })
+    Ok((status, Json(DrainAccepted::of(&answer))))
 }
 
 pub(super) async fn show(State(hall): State<Hall>, Path(id): Path<String>) -> Result<Json<DrainView>, HttpError> {

@@ -6,6 +6,7 @@
 mod command;
 mod drain;
 mod heartbeat;
+mod plan;
 mod request;
 mod schedule;
 mod share;

@@ -143,7 +143,7 @@ impl Coordinator {
 }
 
 /// How many maintainers each capture has, those on their way to it included.
-fn loads(view: &View) -> BTreeMap<CaptureId, u64> {
+pub(super) fn loads(view: &View) -> BTreeMap<CaptureId, u64> {
     let mut loads = BTreeMap::new();
     for (feed, place) in &view.places {
         if Coordinator::shall_run(view, feed) && view.is_registered(&place.value.host) {
