@@ -7,6 +7,8 @@ SHELL := bash
 # SEED replays one run of the simulation and prints what happened in it; SEEDS runs that many.
 SEED ?=
 SEEDS ?=
+# ARGS are options of the demo.
+ARGS ?=
 SIMULATION := cargo test -p capturedrain-core --features mutants --test simulation
 
 .PHONY: help demo tools build check test simulate size crd fmt clean
@@ -14,10 +16,10 @@ SIMULATION := cargo test -p capturedrain-core --features mutants --test simulati
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: ## a cluster in this process: a capture is drained, the coordinator dies half-way, the sink is checked
+demo: ## the tour: a cluster in this process, captures leave in three ways, the sinks are checked; ARGS='--report demo.html'
 	@tools/install protobuf
 	@cargo build --quiet
-	@target/debug/capturedrain demo
+	@target/debug/capturedrain demo $(ARGS)
 
 tools: ## install what building and testing need, where it is missing: protoc and etcd
 	@tools/install protobuf

@@ -71,6 +71,23 @@ async fn a_store_that_is_in_use_or_of_a_newer_build_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_position_of_a_newer_build_ends_the_capture_that_needs_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = embedded(&folder.path().join("store.redb"));
+    let info = r#"{"version":1,"id":"x","config":{"source":"synthetic://","sink":"blackhole://","start_ts":1},
+                  "state":"running","created_at_ms":1}"#;
+    let (key, newer) = ("position/x", r#"{"version":99,"checkpoint":[7,9]}"#);
+    let store = AnyStore::open(&url, "default").await.unwrap();
+    let put = |key: &str, value: &str| Op::Put { key: key.into(), value: value.as_bytes().into(), lease: None };
+    let ops = vec![put("changefeed/info/x", info), put(key, newer)];
+    store.txn(Txn { compares: Vec::new(), ops }).await.unwrap();
+    drop(store);
+    fails(&["server", "--store", &url, "--addr", "127.0.0.1:0"], 12, "the value of position/x has version 99").await;
+    let store = AnyStore::open(&url, "default").await.unwrap();
+    assert_eq!(&*store.get(key).await.unwrap().unwrap().value, newer.as_bytes());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_cannot_ask_says_why() {
     fails(&["captures"], 5, "no answer from 127.0.0.1:9").await;
     fails(&["captures", "--server", "ftp://h:1"], 2, "\"ftp://h:1\" is not a server").await;
@@ -239,10 +256,4 @@ async fn what_was_done_counts_although_its_answer_was_lost() {
     let (code, sentence) = run(&delete, &lossy::way_to(&server, 0).await).await;
     assert_eq!(code, 0, "{sentence}");
     assert_eq!(run(&delete, &server).await.0, 3);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_demo_proves_its_sink() {
-    let ended = wait_for(Duration::from_mins(1), "the demo", || async { Some(run(&["demo"], "").await) }).await;
-    assert_eq!(ended.0, 0, "{ended:?}");
 }

@@ -8,105 +8,35 @@ mod disk;
 #[path = "support/etcd.rs"]
 #[allow(dead_code, reason = "shared with the tests of the store")]
 mod etcd;
+#[path = "support/feed.rs"]
+#[allow(dead_code, reason = "shared with the tests of the mirror")]
+mod feed;
+
+#[path = "support/proxy.rs"]
+mod proxy;
 
 use std::{
     fs::{self, OpenOptions},
     io::Write as _,
     path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
 };
 
 use capturedrain::{
-    pipeline::{Pipeline, probe, synthetic_table},
+    pipeline::{probe, synthetic_table},
     verify,
 };
 use capturedrain_core::{
-    model::{ChangefeedConfig, ChangefeedEpoch, ChangefeedId, CommitTs, Span, WriterEpoch},
-    work::{DispatcherKey, WorkEvent, WorkOrder},
+    model::{ChangefeedConfig, CommitTs},
+    work::{DispatcherKey, WorkEvent},
 };
 use disk::SmallDisk;
 use etcd::Etcd;
 use etcd_client::Client;
-use tokio::{sync::mpsc, time};
+use etcd_client::{Txn, TxnOp};
+use feed::{Feed, delete, put, table};
+use proxy::Proxy;
 
-const PATIENCE: Duration = Duration::from_secs(30);
 const SYNTHETIC: &str = "synthetic://?tables=1&rate=200&keys=20";
-
-/// A data path with one changefeed.
-struct Feed {
-    pipeline: Pipeline,
-    events: mpsc::Receiver<WorkEvent>,
-    config: Arc<ChangefeedConfig>,
-}
-
-fn id() -> ChangefeedId {
-    ChangefeedId::new("feed").unwrap()
-}
-
-impl Feed {
-    fn new(source: &str, sink: &str) -> Self {
-        let (events, inbox) = mpsc::channel(1024);
-        let config = ChangefeedConfig { source: source.into(), sink: sink.into(), start_ts: 0, span_max_keys: 0 };
-        Self { pipeline: Pipeline::new(events), events: inbox, config: Arc::new(config) }
-    }
-
-    fn start(&mut self, span: &Span, counter: u64, start_ts: CommitTs) -> DispatcherKey {
-        let writer_epoch = WriterEpoch { changefeed: ChangefeedEpoch(1), counter };
-        let key = DispatcherKey { changefeed: id(), span: span.id(), writer_epoch };
-        let order =
-            WorkOrder::StartDispatcher { key: key.clone(), span: span.clone(), start_ts, config: self.config.clone() };
-        self.pipeline.order(order);
-        key
-    }
-
-    fn trigger(&mut self, start_ts: CommitTs) {
-        let (changefeed, epoch) = (id(), ChangefeedEpoch(1));
-        self.pipeline.order(WorkOrder::StartTrigger { changefeed, epoch, start_ts, config: self.config.clone() });
-    }
-
-    /// Waits for an event that is the answer.
-    async fn until<T>(&mut self, what: &str, mut answer: impl FnMut(&WorkEvent) -> Option<T>) -> T {
-        let waiting = async {
-            while let Some(event) = self.events.recv().await {
-                if let Some(answer) = answer(&event) {
-                    return answer;
-                }
-            }
-            panic!("the data path ended before {what}");
-        };
-        time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
-    }
-
-    async fn reaches(&mut self, key: &DispatcherKey, ts: CommitTs) -> CommitTs {
-        self.until("a checkpoint", |event| match event {
-            WorkEvent::Checkpoint { key: of, checkpoint_ts, .. } if of == key && *checkpoint_ts >= ts => {
-                Some(*checkpoint_ts)
-            }
-            WorkEvent::Failed { error, .. } => panic!("{error}"),
-            _ => None,
-        })
-        .await
-    }
-
-    async fn stop(&mut self, key: &DispatcherKey) -> CommitTs {
-        self.pipeline.order(WorkOrder::StopDispatcher(key.clone()));
-        self.until("the stop", |event| match event {
-            WorkEvent::Stopped { key: of, checkpoint_ts } if of == key => Some(*checkpoint_ts),
-            _ => None,
-        })
-        .await
-    }
-
-    async fn failure(&mut self) -> (String, bool) {
-        self.until("a failure", |event| match event {
-            WorkEvent::Failed { error, fatal, .. } => Some((error.clone(), *fatal)),
-            WorkEvent::TriggerFailed { error, .. } => Some((error.clone(), true)),
-            _ => None,
-        })
-        .await
-    }
-}
 
 fn files(table: &Path) -> Vec<PathBuf> {
     let mut files: Vec<_> = fs::read_dir(table).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -154,16 +84,6 @@ async fn probe_synthetic(folder: &Path) -> CommitTs {
     probe(&config, None).await.unwrap().start_ts
 }
 
-async fn put(client: &mut Client, key: &str, value: &str) -> CommitTs {
-    let header = client.put(key, value, None).await.unwrap().header().cloned().unwrap();
-    CommitTs::try_from(header.revision()).unwrap()
-}
-
-async fn delete(client: &mut Client, key: &str) -> CommitTs {
-    let header = client.delete(key, None).await.unwrap().header().cloned().unwrap();
-    CommitTs::try_from(header.revision()).unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_are_born_and_end_and_the_sink_is_the_history() {
     let etcd = Etcd::start().await;
@@ -174,12 +94,8 @@ async fn tables_are_born_and_end_and_the_sink_is_the_history() {
     let start = put(&mut client, "/elsewhere", "x").await;
     feed.trigger(start);
     let birth = put(&mut client, "/shop/orders/1", "\u{e4}").await;
-    let born = |event: &WorkEvent| match event {
-        WorkEvent::Tables { born, .. } => born.first().cloned(),
-        _ => None,
-    };
-    let (span, at) = feed.until("the birth", born).await;
-    assert_eq!((&*span.table, at), ("orders", birth));
+    let (span, at) = feed.birth("orders").await;
+    assert_eq!(at, birth);
     let key = feed.start(&span, 1, birth - 1);
     client.put("/shop/orders/2", vec![255, 0], None).await.unwrap();
     delete(&mut client, "/shop/orders/1").await;
@@ -198,6 +114,36 @@ async fn tables_are_born_and_end_and_the_sink_is_the_history() {
     feed.stop(&key).await;
     let proof = verify::against_etcd(folder.path(), &source, end).await.unwrap();
     assert!(proof.is_good() && proof.rows == 4, "{proof}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_without_a_segment_are_not_lost_whichever_comes_first() {
+    let etcd = Etcd::start().await;
+    let mut client = Client::connect([etcd.client_url()], None).await.unwrap();
+    for (round, keys) in [["a//x", "a/top", "a/"], ["b/top", "b/", "b//x"]].iter().enumerate() {
+        // A prefix that ends before the slash: what follows it begins with an empty segment.
+        for prefix in ["/", ""].map(|slash| format!("/{}{slash}", &keys[0][..1])) {
+            let folder = tempfile::tempdir().unwrap();
+            let source = format!("{}{prefix}", etcd.url());
+            let mut feed = Feed::new(&source, &format!("file://{}", folder.path().display()));
+            let start = put(&mut client, "/elsewhere", "x").await;
+            feed.trigger(start);
+            put(&mut client, &format!("/{}", keys[0]), "1").await;
+            let (span, birth) = feed.birth("").await;
+            let key = feed.start(&span, 1, birth - 1);
+            for late in &keys[1..] {
+                put(&mut client, &format!("/{late}"), "2").await;
+            }
+            let end = delete(&mut client, &format!("/{}", keys[2])).await;
+            feed.reaches(&key, end).await;
+            feed.stop(&key).await;
+            let proof = verify::against_etcd(folder.path(), &source, end).await.unwrap();
+            assert!(proof.is_good() && proof.rows == 4, "{prefix}, round {round}: {proof}");
+            for key in keys {
+                delete(&mut client, &format!("/{key}")).await;
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -233,6 +179,163 @@ async fn a_changefeed_without_a_start_begins_with_what_is_there() {
     assert!(proof.is_good() && proof.rows >= 2501, "{proof}");
 }
 
+/// A dispatcher whose connection stands still after the first rows of its snapshot have come.
+async fn half_a_snapshot(etcd: &Etcd, client: &mut Client, folder: &Path) -> (Proxy, Feed, DispatcherKey) {
+    for n in 0..2000 {
+        client.put(format!("/shop/t/{n:05}"), "x".repeat(200), None).await.unwrap();
+    }
+    let proxy = Proxy::before(etcd.client_port()).await;
+    proxy.stall_after(200_000);
+    let source = format!("etcd://127.0.0.1:{}/shop/", proxy.port());
+    let mut feed = Feed::new(&source, &format!("file://{}", folder.display()));
+    let key = feed.start(&table("/shop/", "t"), 1, 0);
+    let written = || {
+        fs::read_dir(folder.join("t"))
+            .is_ok_and(|_| files(&folder.join("t")).iter().any(|f| f.metadata().unwrap().len() > 0))
+    };
+    feed::wait_until("the first page", written).await;
+    (proxy, feed, key)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_deleted_while_a_snapshot_is_interrupted_does_not_stay() {
+    let etcd = Etcd::start().await;
+    let mut client = Client::connect([etcd.client_url()], None).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (proxy, mut feed, key) = half_a_snapshot(&etcd, &mut client, folder.path()).await;
+    let end = delete(&mut client, "/shop/t/00000").await;
+    proxy.release();
+    proxy.cut();
+    feed.reaches(&key, end).await;
+    feed.stop(&key).await;
+    let proof = verify::against_etcd(folder.path(), &format!("{}/shop/", etcd.url()), end).await.unwrap();
+    assert!(proof.is_good(), "{proof}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_compacted_away_begins_anew_under_another_writer() {
+    let etcd = Etcd::start().await;
+    let mut client = Client::connect([etcd.client_url()], None).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (proxy, mut feed, _) = half_a_snapshot(&etcd, &mut client, folder.path()).await;
+    let end = delete(&mut client, "/shop/t/00000").await;
+    client.compact(i64::try_from(end).unwrap(), None).await.unwrap();
+    proxy.release();
+    proxy.cut();
+    let (error, fatal) = feed.failure().await;
+    assert!(!fatal && error.contains("begins anew"), "{error}");
+    let key = feed.start(&table("/shop/", "t"), 2, 0);
+    feed.reaches(&key, end).await;
+    feed.stop(&key).await;
+    let proof = verify::against_etcd(folder.path(), &format!("{}/shop/", etcd.url()), end).await.unwrap();
+    assert!(proof.is_good(), "{proof}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_fill_a_message_do_not_stop_anything() {
+    let etcd = Etcd::start().await;
+    let mut client = Client::connect([etcd.client_url()], None).await.unwrap();
+    // 1000 of 8 KB, then some that are as large as etcd takes.
+    for n in 0..1000 {
+        client.put(format!("/shop/t/a{n:05}"), vec![b'x'; 8 << 10], None).await.unwrap();
+    }
+    for n in 0..6 {
+        client.put(format!("/shop/t/b{n}"), vec![b'y'; 1_400 << 10], None).await.unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let source = format!("{}/shop/", etcd.url());
+    let mut feed = Feed::new(&source, &format!("file://{}", folder.path().display()));
+    let start = put(&mut client, "/elsewhere", "x").await;
+    let key = feed.start(&table("/shop/", "t"), 1, 0);
+    feed.reaches(&key, start).await;
+    let ends = feed.stop(&key).await;
+    // Transactions of many large values, far above what one message of a watch may have, while nobody watches.
+    let mut end = 0;
+    for _ in 0..3 {
+        let ops: Vec<_> = (0..128).map(|n| TxnOp::put(format!("/shop/t/c{n}"), vec![b'z'; 10 << 10], None)).collect();
+        let done = client.txn(Txn::new().and_then(ops)).await.unwrap();
+        end = CommitTs::try_from(done.header().unwrap().revision()).unwrap();
+    }
+    let key = feed.start(&table("/shop/", "t"), 2, ends);
+    feed.reaches(&key, end).await;
+    feed.stop(&key).await;
+    let proof = verify::against_etcd(folder.path(), &source, end).await.unwrap();
+    assert!(proof.is_good() && proof.rows == 1006 + 3 * 128, "{proof}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_larger_than_a_message_comes_whole() {
+    // Larger requests than etcd takes by default: 128 values of 100 KB are 12.5 MiB in one revision.
+    let etcd = Etcd::start_with(&["--max-request-bytes", "20000000"]).await;
+    let mut client = Client::connect([etcd.client_url()], None).await.unwrap();
+    let start = put(&mut client, "/elsewhere", "x").await;
+    let folder = tempfile::tempdir().unwrap();
+    let source = format!("{}/shop/", etcd.url());
+    let mut feed = Feed::new(&source, &format!("file://{}", folder.path().display()));
+    let key = feed.start(&table("/shop/", "t"), 1, start);
+    feed.trigger(start);
+    let ops: Vec<_> = (0..128).map(|n| TxnOp::put(format!("/shop/t/{n}"), vec![b'z'; 100 << 10], None)).collect();
+    let done = client.txn(Txn::new().and_then(ops)).await.unwrap();
+    let end = CommitTs::try_from(done.header().unwrap().revision()).unwrap();
+    feed.birth("t").await;
+    feed.reaches(&key, end).await;
+    feed.stop(&key).await;
+    let proof = verify::against_history(folder.path(), &source, start, end).await.unwrap();
+    assert!(proof.is_good() && proof.rows == 128, "{proof}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_span_is_split_in_its_middle_however_many_keys_it_has() {
+    let etcd = Etcd::start().await;
+    let mut client = Client::connect([etcd.client_url()], None).await.unwrap();
+    for from in (0..21_000).step_by(120) {
+        let ops: Vec<_> = (from..from + 120).map(|n| TxnOp::put(format!("/shop/t/{n:06}"), "v", None)).collect();
+        client.txn(Txn::new().and_then(ops)).await.unwrap();
+    }
+    let source = format!("{}/shop/", etcd.url());
+    let mut feed = Feed::new(&source, "blackhole://");
+    let config = ChangefeedConfig { span_max_keys: 20_500, ..(*feed.config).clone() };
+    feed.config = config.into();
+    let start = put(&mut client, "/elsewhere", "x").await;
+    feed.start(&table("/shop/", "t"), 1, start);
+    let split = feed.until("a split", |event| match event {
+        WorkEvent::Checkpoint { split_at, .. } => split_at.clone(),
+        _ => None,
+    });
+    assert_eq!(&*split.await, b"/shop/t/010500");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_a_sink_has_from_half_a_snapshot_go_when_the_source_has_them_no_more() {
+    let etcd = Etcd::start().await;
+    let mut client = Client::connect([etcd.client_url()], None).await.unwrap();
+    for key in ["gone/1", "here/1", "top"] {
+        put(&mut client, &format!("/shop/{key}"), "v").await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let source = format!("{}/shop/", etcd.url());
+    let mut feed = Feed::new(&source, &format!("file://{}", folder.path().display()));
+    let first = feed.start(&table("/shop/", "gone"), 1, 0);
+    feed.reaches(&first, 2).await;
+    // Whoever knew of its checkpoint dies; then the table ends.
+    feed.stop(&first).await;
+    let end = delete(&mut client, "/shop/gone/1").await;
+    feed.trigger(0);
+    let (born, ended) = feed
+        .until("the tables", |event| match event {
+            WorkEvent::Tables { born, ended, .. } if !born.is_empty() => Some((born.clone(), ended.clone())),
+            _ => None,
+        })
+        .await;
+    assert_eq!(ended, [("gone".into(), end)]);
+    for ((span, birth), n) in born.iter().zip(2..) {
+        let key = feed.start(span, n, birth - 1);
+        feed.reaches(&key, end).await;
+    }
+    let proof = verify::against_etcd(folder.path(), &source, end).await.unwrap();
+    assert!(proof.is_good() && born.len() == 3, "{proof}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_compacted_past_the_checkpoint_fails_and_leaves_no_silent_gap() {
     let etcd = Etcd::start().await;
@@ -243,7 +346,7 @@ async fn a_source_compacted_past_the_checkpoint_fails_and_leaves_no_silent_gap()
     client.compact(i64::try_from(last).unwrap(), None).await.unwrap();
     let source = format!("{}/shop/", etcd.url());
     let mut feed = Feed::new(&source, "blackhole://");
-    let span = Span { table: "t".into(), start: b"/shop/t/"[..].into(), end: b"/shop/t0"[..].into() };
+    let span = table("/shop/", "t");
     feed.start(&span, 1, first);
     let (error, fatal) = feed.failure().await;
     assert!(fatal && error.contains("compacted") && error.contains(&source), "{error}");

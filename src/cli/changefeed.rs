@@ -37,7 +37,7 @@ pub(super) struct CreateArgs {
     /// `synthetic://?tables=8&rate=100&keys=1000&seed=1&value_bytes=16`
     #[arg(long, env = "CAPTUREDRAIN_SOURCE")]
     source: String,
-    /// `file:///FOLDER` or `blackhole://`
+    /// `file:///FOLDER`, `etcd://HOST:PORT[,HOST:PORT…]/PREFIX` (a mirror), or `blackhole://`
     #[arg(long, env = "CAPTUREDRAIN_SINK")]
     sink: String,
     /// Commit timestamp after which it starts [default: with a snapshot of what is there; synthetic: now]

@@ -61,8 +61,8 @@ impl From<ClientError> for Failure {
             ClientError::Unreachable { .. } => Exit::Unreachable,
             ClientError::Refused(refusal) => of_refusal(refusal),
             ClientError::Invalid { reason, .. } => match reason.as_str() {
-                "SOURCE_UNREACHABLE" => Exit::Unreachable,
-                "SOURCE_UNUSABLE" => Exit::Refused,
+                "SOURCE_UNREACHABLE" | "SINK_UNREACHABLE" => Exit::Unreachable,
+                "SOURCE_UNUSABLE" | "SINK_UNUSABLE" => Exit::Refused,
                 "ENVIRONMENT" => Exit::Environment,
                 _ => Exit::Usage,
             },

@@ -185,7 +185,7 @@ async fn dispatch(command: Command, common: &Common) -> Result<Exit, Failure> {
         Command::Changefeed(command) => changefeed::run(command, common).await,
         Command::Apply(args) => apply::run(args, common).await,
         Command::Crd => crd(),
-        Command::Demo(args) => demo::run(args).await,
+        Command::Demo(args) => demo::run(args, common).await,
     }
 }
 

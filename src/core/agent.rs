@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use crate::{
+    log::Line,
     model::{
         Candidacy, CaptureId, DrainEnd, DrainOutcome, Incarnation, Instant, KeyName, Liveness, NodeEpoch, Now, Options,
         Registration, VALUE_VERSION,
     },
     mutant::{Mutant, Mutants},
-    store::{Compare, LeaseId, Txn, TxnOutcome},
+    store::{Compare, Key, LeaseId, Revision, Txn, TxnOutcome},
     view::View,
     write::{Draft, WriteLane},
 };
@@ -21,7 +22,7 @@ enum Membership {
     /// A lease was asked for.
     AwaitingLease { not_after: Instant },
     /// A lease is there; the registration is being written, or waits until the former one of this name is gone.
-    Joining { lease: Lease, node_epoch: NodeEpoch },
+    Joining { lease: Lease, node_epoch: NodeEpoch, told: bool },
     /// Registered.
     Member { lease: Lease, node_epoch: NodeEpoch },
     /// The registration is over; the data path is ending all work.
@@ -42,12 +43,16 @@ struct Lease {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum AgentOutput {
     GrantLease,
-    KeepLease(LeaseId),
+    KeepLease {
+        lease: LeaseId,
+        key: Option<Key>,
+    },
     RevokeLease(LeaseId),
     Load,
     Write(Txn),
     /// The registration is over: end all work, forget all messages.
     Left,
+    Log(Line),
 }
 
 /// The agent.
@@ -64,6 +69,11 @@ pub(crate) struct Agent {
     no_candidacy_before: Instant,
     /// Since when it is `Stopping`.
     stopping_since: Option<Instant>,
+    /// The registration's revision that a taking of the exception compared whose outcome is not known: until the
+    /// registration has another, it may still take effect.
+    exception_in_doubt: Option<Revision>,
+    /// What people are told when the write under way has taken effect.
+    announced: Option<Line>,
 }
 
 impl Agent {
@@ -77,6 +87,8 @@ impl Agent {
             last_life: false,
             no_candidacy_before: Instant::default(),
             stopping_since: None,
+            exception_in_doubt: None,
+            announced: None,
         }
     }
 
@@ -106,6 +118,7 @@ impl Agent {
     pub(crate) fn prove(&mut self, view: &View) -> bool {
         let proven = self.me().is_some_and(|me| view.is_registered(&me))
             && self.lane.is_free(view)
+            && self.exception_in_doubt.is_none()
             && view.liveness(&self.identity.id) == Some(Liveness::Stopping);
         if proven && !self.mutants.has(Mutant::RegistersAfterProof) {
             self.last_life = true;
@@ -128,6 +141,7 @@ impl Agent {
         };
         self.membership = Membership::Leaving;
         self.stopping_since = None;
+        self.exception_in_doubt = None;
         outputs
     }
 
@@ -158,7 +172,8 @@ impl Agent {
         if !matches!(self.membership, Membership::AwaitingLease { .. }) {
             return vec![AgentOutput::RevokeLease(id)];
         }
-        self.membership = Membership::Joining { lease: self.lease(id, sent_at), node_epoch: NodeEpoch(nonce) };
+        let (lease, node_epoch) = (self.lease(id, sent_at), NodeEpoch(nonce));
+        self.membership = Membership::Joining { lease, node_epoch, told: false };
         Vec::new()
     }
 
@@ -187,7 +202,12 @@ impl Agent {
 
     /// Takes the outcome of its write.
     pub(crate) fn written(&mut self, outcome: TxnOutcome) -> Vec<AgentOutput> {
-        if self.lane.ended(outcome) { vec![AgentOutput::Load] } else { Vec::new() }
+        if outcome != TxnOutcome::Unknown {
+            self.exception_in_doubt = None;
+        }
+        let announced = self.announced.take().filter(|_| matches!(outcome, TxnOutcome::Committed(_)));
+        let load = self.lane.ended(outcome).then_some(AgentOutput::Load);
+        announced.map(AgentOutput::Log).into_iter().chain(load).collect()
     }
 
     /// The view was loaded anew.
@@ -205,7 +225,8 @@ impl Agent {
             }
             Membership::Leaving | Membership::Ended => None,
         };
-        let stopping = self.stopping_since.map(|since| since + self.options.stopping_timeout);
+        let may_leave = !self.last_life && self.lane == WriteLane::Free;
+        let stopping = self.stopping_since.filter(|_| may_leave).map(|since| since + self.options.stopping_timeout);
         membership.into_iter().chain(stopping).min()
     }
 
@@ -218,9 +239,12 @@ impl Agent {
         outputs
     }
 
-    fn advance_lease(&mut self, now: Now) -> Vec<AgentOutput> {
+    /// Keeps the lease, and ends the registration when that can no longer be trusted.
+    pub(crate) fn advance_lease(&mut self, now: Now) -> Vec<AgentOutput> {
         let heartbeat = self.options.heartbeat;
         let keep_every = self.options.lease / 4;
+        let member = matches!(self.membership, Membership::Member { .. });
+        let key = member.then(|| KeyName::Capture(self.identity.id.clone()).key());
         match &mut self.membership {
             Membership::Outside { not_before } if *not_before <= now.monotonic => {
                 if self.last_life {
@@ -240,7 +264,7 @@ impl Agent {
                 }
                 if lease.next_keep <= now.monotonic {
                     lease.next_keep = now.monotonic + keep_every;
-                    return vec![AgentOutput::KeepLease(lease.id)];
+                    return vec![AgentOutput::KeepLease { lease: lease.id, key }];
                 }
                 Vec::new()
             }
@@ -250,7 +274,7 @@ impl Agent {
 
     fn advance_registration(&mut self, view: &View, now: Now) -> Vec<AgentOutput> {
         match self.membership.clone() {
-            Membership::Joining { lease, node_epoch } => self.join(view, &lease, node_epoch),
+            Membership::Joining { lease, node_epoch, told } => self.join(view, &lease, node_epoch, told),
             Membership::Member { lease, node_epoch } => {
                 let me = Incarnation { capture: self.identity.id.clone(), node_epoch };
                 if !view.is_registered(&me) {
@@ -262,17 +286,24 @@ impl Agent {
         }
     }
 
-    fn join(&mut self, view: &View, lease: &Lease, node_epoch: NodeEpoch) -> Vec<AgentOutput> {
+    fn join(&mut self, view: &View, lease: &Lease, node_epoch: NodeEpoch, told: bool) -> Vec<AgentOutput> {
         let me = Incarnation { capture: self.identity.id.clone(), node_epoch };
         if view.is_registered(&me) {
             self.membership = Membership::Member { lease: lease.clone(), node_epoch };
             self.lane.is_free(view);
-            return Vec::new();
+            let line = Line::info("capture is registered").of(&me.capture);
+            return vec![AgentOutput::Log(line.with("node_epoch", &node_epoch.to_string()))];
         }
         if self.last_life {
             return self.leave();
         }
-        if view.captures.contains_key(&self.identity.id) || !self.lane.is_free(view) {
+        let taken = view.captures.contains_key(&self.identity.id);
+        if taken && !told && self.lane == WriteLane::Free {
+            self.membership = Membership::Joining { lease: lease.clone(), node_epoch, told: true };
+            let line = Line::info("the name is registered, waiting until that ends").of(&self.identity.id);
+            return vec![AgentOutput::Log(line)];
+        }
+        if taken || !self.lane.is_free(view) {
             return Vec::new();
         }
         self.identity.node_epoch = node_epoch;
@@ -301,6 +332,9 @@ impl Agent {
         }
         if !self.lane.is_free(view) {
             return Vec::new();
+        }
+        if let Some(resolving) = self.resolve_exception(view, lease) {
+            return resolving;
         }
         let standing = view.owners.contains_key(me);
         match (liveness, standing) {
@@ -339,6 +373,20 @@ impl Agent {
         self.write(draft.finish())
     }
 
+    /// Writes the registration anew, so that a taking of the exception whose outcome is not known has none any more.
+    fn resolve_exception(&mut self, view: &View, lease: LeaseId) -> Option<Vec<AgentOutput>> {
+        let compared = self.exception_in_doubt?;
+        let registration = view.captures.get(&self.identity.id)?;
+        if registration.modified != compared {
+            self.exception_in_doubt = None;
+            return None;
+        }
+        let name = KeyName::Capture(self.identity.id.clone());
+        let draft = Draft::default().put_leased(view, &name, &registration.value, Some(lease));
+        self.lane = WriteLane::Waiting;
+        Some(vec![AgentOutput::Write(draft.finish())])
+    }
+
     /// No registered capture is `Alive`: this one becomes so again, unless one joined meanwhile.
     fn make_exception(&mut self, view: &View, me: &Incarnation, lease: LeaseId, now: Now) -> Vec<AgentOutput> {
         let needed = !view.anybody_alive() && view.owners.is_empty();
@@ -352,7 +400,9 @@ impl Agent {
         for prefix in [KeyName::CAPTURES, KeyName::LIVENESS, KeyName::OWNERS] {
             draft = draft.require(Compare::PrefixUnchanged(prefix.into(), view.revision));
         }
+        let mut line = Line::warn("nobody was alive, this capture works again").of(&me.capture);
         if let Some(record) = view.record.as_ref().filter(|record| record.value.incarnation() == *me) {
+            line = Line::warn("drain ended: no peers").drain(&record.value);
             let end = DrainEnd {
                 version: VALUE_VERSION,
                 outcome: DrainOutcome::NoPeers,
@@ -362,6 +412,8 @@ impl Agent {
             draft =
                 draft.delete(view, &KeyName::DrainRecord).put(view, &KeyName::DrainHistory(record.value.epoch), &end);
         }
+        self.announced = Some(line);
+        self.exception_in_doubt = view.captures.get(&me.capture).map(|kept| kept.modified);
         self.write(draft.finish())
     }
 }
@@ -375,4 +427,73 @@ pub(crate) fn unregister(view: &View, who: &Incarnation) -> Draft {
     let draft = Draft::default().delete(view, &KeyName::Capture(who.capture.clone()));
     let candidacy = KeyName::Owner(who.clone());
     if view.owners.contains_key(who) { draft.delete(view, &candidacy) } else { draft }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::Arc};
+
+    use super::*;
+    use crate::model::{DrainEpoch, LivenessMark, PROTOCOL, UnixMillis, encode};
+    use crate::store::{Entry, Listing};
+
+    const EPOCH: NodeEpoch = NodeEpoch(7);
+
+    fn identity() -> Registration {
+        Registration {
+            version: VALUE_VERSION,
+            id: "a".parse().unwrap(),
+            node_epoch: EPOCH,
+            advertise_addr: "a:1".into(),
+            pod_name: None,
+            pod_uid: None,
+            protocol: PROTOCOL,
+            binary_version: "test".into(),
+            labels: BTreeMap::new(),
+            unknown: BTreeMap::new(),
+        }
+    }
+
+    /// A store with nothing but this capture, which is `Stopping`.
+    fn alone(registered_at: Revision) -> View {
+        let entry = |name: KeyName, value: Arc<[u8]>, revision| Entry {
+            key: name.key(),
+            value,
+            create_revision: revision,
+            mod_revision: revision,
+            lease: None,
+        };
+        let mark = LivenessMark {
+            version: VALUE_VERSION,
+            liveness: Liveness::Stopping,
+            node_epoch: EPOCH,
+            drain_epoch: DrainEpoch(1),
+            unknown: BTreeMap::new(),
+        };
+        let id = identity().id;
+        let entries = vec![
+            entry(KeyName::Capture(id.clone()), encode(&identity()), registered_at),
+            entry(KeyName::Liveness(id), encode(&mark), 2),
+        ];
+        View::load(&Listing { revision: registered_at.max(2), entries }, Mutants::default()).unwrap()
+    }
+
+    #[test]
+    fn no_proof_while_the_exception_may_still_take_effect() {
+        let now = Now { monotonic: Instant::default(), wall: UnixMillis(0) };
+        let mut agent = Agent::new(identity(), Options::default(), Mutants::default());
+        agent.advance(None, now);
+        agent.lease_granted(LeaseId(1), now.monotonic, EPOCH.0);
+        let view = alone(1);
+        agent.advance(Some(&view), now);
+        let outputs = agent.advance(Some(&view), now);
+        assert!(matches!(outputs[..], [AgentOutput::Write(_)]), "it takes the exception: {outputs:?}");
+        agent.written(TxnOutcome::Unknown);
+        agent.reloaded();
+        assert!(!agent.prove(&view), "the write may land when the hook has let the pod go");
+        let outputs = agent.advance(Some(&view), now);
+        assert!(matches!(outputs[..], [AgentOutput::Write(_)]), "it makes sure that it cannot: {outputs:?}");
+        agent.written(TxnOutcome::Committed(3));
+        assert!(agent.prove(&alone(3)));
+    }
 }

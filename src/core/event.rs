@@ -5,9 +5,10 @@ use std::sync::Arc;
 use crate::{
     log::Line,
     model::{
-        Answer, ChangefeedEpoch, ChangefeedId, Envelope, Instant, Position, Refusal, Request, RequestId, ValueError,
+        Answer, ChangefeedEpoch, ChangefeedId, Envelope, Instant, Position, Refusal, Request, RequestId, Term,
+        ValueError,
     },
-    store::{Changes, LeaseId, Listing, Revision, Txn, TxnOutcome},
+    store::{Changes, Key, LeaseId, Listing, Revision, Txn, TxnOutcome},
     work::{WorkEvent, WorkOrder},
 };
 
@@ -16,8 +17,8 @@ use crate::{
 pub enum Lane {
     /// Registration, candidacy, own liveness in the exception.
     Agent,
-    /// The coordinator's decisions.
-    Coordinator,
+    /// The decisions of a coordinator, in this time in office.
+    Coordinator(Term),
     /// A maintainer's position.
     Maintainer(ChangefeedId, ChangefeedEpoch),
 }
@@ -45,7 +46,7 @@ pub enum Event {
         /// When the request was sent.
         sent_at: Instant,
     },
-    /// A keep-alive was answered: there is no such lease.
+    /// A keep-alive was answered: there is no such lease, or not the key that should go with it.
     LeaseLost(LeaseId),
     /// All watched keys at one revision: the answer to [`Effect::Load`], or after the watch had to start anew.
     Loaded(Listing),
@@ -67,6 +68,8 @@ pub enum Event {
         /// What is persisted.
         position: Option<(Position, Revision)>,
     },
+    /// What was read for a position cannot be understood.
+    Unreadable(ValueError),
     /// Another capture says something.
     Message(Envelope),
     /// The data path tells something.
@@ -91,8 +94,13 @@ pub enum Event {
 pub enum Effect {
     /// Ask the store for a lease.
     GrantLease,
-    /// Keep a lease alive.
-    KeepLease(LeaseId),
+    /// Keep a lease alive, and look whether this key is still there and goes with it.
+    KeepLease {
+        /// Which.
+        lease: LeaseId,
+        /// The registration, once there is one.
+        key: Option<Key>,
+    },
     /// Give a lease back.
     RevokeLease(LeaseId),
     /// Read all watched keys, and watch from there on.
@@ -104,7 +112,7 @@ pub enum Effect {
         /// What.
         txn: Txn,
     },
-    /// Read a changefeed's position.
+    /// Read a changefeed's position: one attempt, which is asked for again with each heartbeat.
     ReadPosition {
         /// Whose.
         changefeed: ChangefeedId,

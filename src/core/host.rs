@@ -54,6 +54,8 @@ struct Feed {
     dispatchers: BTreeMap<SpanId, Dispatcher>,
     highest: Ended,
     news: Vec<DispatcherNews>,
+    /// Failures that the maintainer has not shown to know of, and so are told with every heartbeat.
+    unheard: BTreeMap<SpanId, DispatcherNews>,
 }
 
 /// A maintainer that runs here.
@@ -92,6 +94,7 @@ pub(crate) struct Host {
     gone: BTreeMap<ChangefeedId, ChangefeedEpoch>,
     dispatcher_count: u64,
     reports: u64,
+    answers: u64,
 }
 
 impl Host {
@@ -107,6 +110,7 @@ impl Host {
             gone: BTreeMap::new(),
             dispatcher_count: 0,
             reports: 0,
+            answers: 0,
         }
     }
 
@@ -277,6 +281,7 @@ impl Host {
             // Lower maintainers are refused from now on, so what was remembered against their late orders can go.
             feed.highest.clear();
             feed.news.clear();
+            feed.unheard.clear();
             feed.epoch = epoch;
         }
         feed.maintainer = Some(from.clone());
@@ -292,6 +297,7 @@ impl Host {
         let Some(feed) = self.feeds.get_mut(changefeed).filter(|feed| feed.epoch <= epoch) else { return Vec::new() };
         feed.epoch = epoch;
         feed.maintainer = None;
+        feed.unheard.clear();
         let spans: Vec<_> = feed.dispatchers.iter().map(|(span, d)| (*span, d.writer_epoch)).collect();
         self.stop(changefeed, &spans)
     }
@@ -313,8 +319,10 @@ impl Host {
             parts.push(Vec::new());
         }
         let count = u32::try_from(parts.len()).unwrap_or(u32::MAX);
-        let statuses =
-            parts.into_iter().zip(0..).map(|(dispatchers, part)| Status::Inventory { part, parts: count, dispatchers });
+        self.answers += 1;
+        let answer = self.answers;
+        let inventory = |(dispatchers, part)| Status::Inventory { answer, part, parts: count, dispatchers };
+        let statuses = parts.into_iter().zip(0..).map(inventory);
         statuses.filter_map(|status| feed.tell(changefeed, status)).collect()
     }
 
@@ -333,6 +341,9 @@ impl Host {
                 Verdict::CarryOut => {}
                 Verdict::UnderWay => continue,
                 Verdict::Answer(what) => {
+                    if what == DispatcherFate::Refused {
+                        feed.remember(id, new.writer_epoch);
+                    }
                     feed.news.push(DispatcherNews { span: id, writer_epoch: new.writer_epoch, what });
                     continue;
                 }
@@ -370,11 +381,12 @@ impl Host {
                 outputs.push(HostOutput::Work(WorkOrder::StopDispatcher(key)));
                 continue;
             }
-            let (highest, checkpoint_ts) = feed.highest.get(&span).copied().unwrap_or_default();
-            let known = if highest == writer_epoch { checkpoint_ts } else { None };
-            if highest < writer_epoch {
-                feed.highest.insert(span, (writer_epoch, None));
+            if feed.unheard.get(&span).is_some_and(|news| news.writer_epoch <= writer_epoch) {
+                feed.unheard.remove(&span);
             }
+            feed.remember(span, writer_epoch);
+            let known = feed.highest.get(&span).filter(|(highest, _)| *highest == writer_epoch);
+            let known = known.and_then(|(_, checkpoint_ts)| *checkpoint_ts);
             feed.news.push(DispatcherNews {
                 span,
                 writer_epoch,
@@ -425,12 +437,24 @@ impl Host {
         if highest.0 <= key.writer_epoch {
             *highest = (key.writer_epoch, Some(checkpoint_ts));
         }
+        let failed = error.is_some();
         let what = match error {
             Some((error, fatal)) => DispatcherFate::Failed { error, fatal },
             None => DispatcherFate::Stopped { checkpoint_ts: Some(checkpoint_ts) },
         };
-        feed.news.push(DispatcherNews { span: key.span, writer_epoch: key.writer_epoch, what });
+        let news = DispatcherNews { span: key.span, writer_epoch: key.writer_epoch, what };
+        if failed && feed.maintainer.is_some() && !self.mutants.has(Mutant::FailsOnce) {
+            feed.unheard.insert(key.span, news.clone());
+        }
+        feed.news.push(news);
         self.flush_news(&key.changefeed)
+    }
+
+    /// Tells again what nobody asked for and nobody has shown to know.
+    pub(crate) fn repeat_failures(&mut self) {
+        for feed in self.feeds.values_mut() {
+            feed.news.extend(feed.unheard.values().cloned());
+        }
     }
 
     /// Sends all news that wait.
@@ -461,6 +485,15 @@ impl Feed {
             dispatchers: BTreeMap::new(),
             highest: BTreeMap::new(),
             news: Vec::new(),
+            unheard: BTreeMap::new(),
+        }
+    }
+
+    /// A writer of this epoch, or of a lower one, never starts here any more.
+    fn remember(&mut self, span: SpanId, writer_epoch: WriterEpoch) {
+        let highest = self.highest.entry(span).or_default();
+        if highest.0 < writer_epoch {
+            *highest = (writer_epoch, None);
         }
     }
 
@@ -504,5 +537,46 @@ fn ending(changefeed: &ChangefeedId, epoch: ChangefeedEpoch) -> MaintainerReport
         in_flight: 0,
         share: 0,
         error: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Liveness, NodeEpoch, Stamp, Term};
+
+    fn life(name: &str) -> Incarnation {
+        Incarnation { capture: name.parse().unwrap(), node_epoch: NodeEpoch(1) }
+    }
+
+    fn state(version: u64, liveness: Liveness) -> DrainState {
+        let me = life("a");
+        let captures = BTreeMap::from([(me.capture, (me.node_epoch, liveness))]);
+        DrainState { stamp: Stamp { term: Term(1), version }, captures, ..DrainState::default() }
+    }
+
+    fn create(host: &mut Host, counter: u64) -> bool {
+        let config = Arc::new(ChangefeedConfig {
+            source: "synthetic://".into(),
+            sink: "blackhole://".into(),
+            start_ts: 0,
+            span_max_keys: 0,
+        });
+        let span = Span { table: "t".into(), start: b"a".as_slice().into(), end: b"b".as_slice().into() };
+        let writer_epoch = WriterEpoch { changefeed: ChangefeedEpoch(1), counter };
+        let dispatchers = vec![NewDispatcher { span, writer_epoch, start_ts: 0 }];
+        let order = Order::Create { config, dispatchers };
+        let outputs = host.order(&life("b"), &"f".parse().unwrap(), ChangefeedEpoch(1), order);
+        outputs.iter().any(|output| matches!(output, HostOutput::Work(WorkOrder::StartDispatcher { .. })))
+    }
+
+    #[test]
+    fn a_late_copy_of_a_refused_creation_starts_nothing() {
+        let mut host = Host::new(life("a"), Mutants::default());
+        host.hear(&state(1, Liveness::Draining));
+        assert!(!create(&mut host, 1), "sealed");
+        host.hear(&state(2, Liveness::Alive));
+        assert!(!create(&mut host, 1), "its maintainer was told that it is refused, and has placed the span elsewhere");
+        assert!(create(&mut host, 2));
     }
 }

@@ -66,6 +66,28 @@ pub enum Mutant {
     WritesWithoutTerm,
     /// Spans of a lost capture are not planned again.
     OrphansSpans,
+    /// A table that is born anew while its last span is being dropped goes with it.
+    DropsReborn,
+    /// A failure of a dispatcher is told once, and not repeated.
+    FailsOnce,
+    /// A new coordinator does not count the moves that its predecessor began.
+    ForgetsPredecessor,
+    /// A drain starts without comparing that there is none, and which epoch was the last.
+    StartIgnoresRecord,
+    /// A drain whose target is gone goes on for ever.
+    WaitsForTheGone,
+    /// A coordinator that is drained itself keeps its office for the time being.
+    KeepsOffice,
+    /// A capture that keeps its lease and is not heard is waited for.
+    EvictsNobody,
+    /// A call is answered before what it promises is persisted.
+    AnswersFirst,
+    /// Maintainers whose starts are done are still waited for.
+    NeverRests,
+    /// The sink takes what a writer writes that was replaced.
+    SinkUnfenced,
+    /// A changefeed that is paused keeps its place.
+    PausesInPlace,
 }
 
 /// Which rule is broken in a process, if any.

@@ -2,7 +2,7 @@
 //!
 //! The driver does: receive → [`Process::handle`] → carry out the effects in order, and nothing else.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 pub use crate::event::{Effect, Event, Lane};
 use crate::{
@@ -12,8 +12,9 @@ use crate::{
     log::Line,
     maintainer::{Input, Maintainer, Output as MaintainerOutput},
     model::{
-        Answer, Body, CaptureId, CaptureStatus, ChangefeedEpoch, ChangefeedId, Command, Envelope, Incarnation, Instant,
-        Liveness, MaintainerPhase, Now, Options, Refusal, Registration, Request, RequestId, Snapshot, Term, WorkCount,
+        Answer, Body, CaptureId, CaptureStatus, ChangefeedEpoch, ChangefeedId, Command, Envelope, Heartbeat,
+        Incarnation, Instant, Liveness, MaintainerPhase, Now, Options, Refusal, Registration, Request, RequestId,
+        Snapshot, Term, WorkCount,
     },
     mutant::{Mutant, Mutants},
     store::{Changes, Listing, TxnOutcome},
@@ -39,6 +40,8 @@ pub struct Process {
     coordinator: Option<Coordinator>,
     /// The highest coordinator that was heard, and its term.
     heard: Option<(Incarnation, Term)>,
+    /// The latest heartbeat that was taken in this life.
+    latest: Option<Box<Heartbeat>>,
     /// What was last told at once.
     told: Urgent,
     next_flush: Instant,
@@ -64,6 +67,7 @@ impl Process {
             host: None,
             coordinator: None,
             heard: None,
+            latest: None,
             told: Urgent::default(),
             next_flush: Instant::default(),
             local: VecDeque::new(),
@@ -80,6 +84,9 @@ impl Process {
             self.started = true;
             self.effects.push(Effect::Load);
         }
+        // A process that was paused may have lost its lease meanwhile: nothing is taken in a life that is over.
+        let outputs = self.agent.advance_lease(now);
+        self.carry_out_agent(outputs);
         self.take(event);
         self.settle();
         while let Some(envelope) = self.local.pop_front() {
@@ -119,6 +126,7 @@ impl Process {
             Event::PositionRead { changefeed, epoch, position } => {
                 self.tell_maintainer(&changefeed, epoch, Input::PositionRead(position));
             }
+            Event::Unreadable(error) => self.effects.push(Effect::Halt(error)),
             Event::Message(envelope) => self.receive(envelope),
             Event::Work(event) => self.work(event),
             Event::Request { id, request } => self.request(id, request),
@@ -138,7 +146,10 @@ impl Process {
             Err(error) => return self.effects.push(Effect::Halt(error)),
         };
         // Listings and changes arrive in the order of the store, so only a store that was restored goes back.
-        let went_back = self.view.as_ref().is_some_and(|known| view.revision < known.revision);
+        let went_back = self
+            .view
+            .as_ref()
+            .is_some_and(|known| view.revision < known.revision || view.drain_epoch() < known.drain_epoch());
         self.view = Some(view);
         if went_back {
             self.effects.push(Effect::Log(Line::warn("the store went back, starting anew").of(self.agent.id())));
@@ -166,8 +177,9 @@ impl Process {
                 let outputs = self.agent.written(outcome);
                 self.carry_out_agent(outputs);
             }
-            Lane::Coordinator => {
-                if let Some(coordinator) = &mut self.coordinator {
+            Lane::Coordinator(term) => {
+                // The outcome of a write of an earlier time in office is nobody's any more.
+                if let Some(coordinator) = self.coordinator.as_mut().filter(|c| c.term() == *term) {
                     coordinator.written(outcome);
                 }
             }
@@ -297,6 +309,10 @@ impl Process {
                 if taken {
                     self.tell_all_maintainers(&heartbeat);
                     self.report();
+                    if let Some(host) = &mut self.host {
+                        host.repeat_failures();
+                    }
+                    self.latest = Some(heartbeat);
                 }
             }
             Command::StartMaintainer { changefeed, epoch, place_revision, config } => {
@@ -306,7 +322,14 @@ impl Process {
                     let mut maintainer =
                         Box::new(Maintainer::new(me, changefeed.clone(), epoch, place_revision, config, options));
                     maintainer.set_mutants(self.mutants);
-                    let outputs = maintainer.start(self.now);
+                    let outputs = match &self.latest {
+                        // It need not wait for the next heartbeat; its share is told by that.
+                        Some(latest) => {
+                            let first = Heartbeat { shares: BTreeMap::new(), ..(**latest).clone() };
+                            maintainer.handle(Input::Heard(&first), self.now)
+                        }
+                        None => maintainer.start(self.now),
+                    };
                     if let Some(host) = &mut self.host {
                         host.install(changefeed.clone(), epoch, maintainer);
                     }
@@ -329,7 +352,7 @@ impl Process {
         }
     }
 
-    fn tell_all_maintainers(&mut self, heartbeat: &crate::model::Heartbeat) {
+    fn tell_all_maintainers(&mut self, heartbeat: &Heartbeat) {
         let Some(host) = &mut self.host else { return };
         let now = self.now;
         let outputs: Vec<_> =
@@ -418,12 +441,14 @@ impl Process {
         for output in outputs {
             let effect = match output {
                 AgentOutput::GrantLease => Effect::GrantLease,
-                AgentOutput::KeepLease(lease) => Effect::KeepLease(lease),
+                AgentOutput::KeepLease { lease, key } => Effect::KeepLease { lease, key },
                 AgentOutput::RevokeLease(lease) => Effect::RevokeLease(lease),
                 AgentOutput::Load => Effect::Load,
                 AgentOutput::Write(txn) => Effect::Write { lane: Lane::Agent, txn },
+                AgentOutput::Log(line) => Effect::Log(line),
                 AgentOutput::Left => {
                     self.host = None;
+                    self.latest = None;
                     self.local.clear();
                     self.told = Urgent::default();
                     self.follow_office();
@@ -445,7 +470,11 @@ impl Process {
                         self.send(Envelope { from, to, body: Body::Command { term, command } });
                     }
                 }
-                CoordinatorOutput::Write(txn) => self.effects.push(Effect::Write { lane: Lane::Coordinator, txn }),
+                CoordinatorOutput::Write(txn) => {
+                    if let Some(term) = self.coordinator.as_ref().map(Coordinator::term) {
+                        self.effects.push(Effect::Write { lane: Lane::Coordinator(term), txn });
+                    }
+                }
                 CoordinatorOutput::Load => self.effects.push(Effect::Load),
                 CoordinatorOutput::Answer { id, answer } => self.effects.push(Effect::Answer { id, answer }),
                 CoordinatorOutput::Log(line) => self.effects.push(Effect::Log(line)),

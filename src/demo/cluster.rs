@@ -1,73 +1,90 @@
-//! Three captures in this process.
+//! Some captures in this process, on one embedded store. They end in every way, and start anew under their names.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
-use capturedrain_core::model::{CaptureId, ChangefeedId, Options, Snapshot};
+use capturedrain_core::model::{CaptureId, ChangefeedId, ChangefeedStatus, Options, Snapshot};
 
-use super::{DemoError, wait_for};
+use super::DemoError;
 use crate::{
-    client::Client,
-    door::Door,
+    client::{Client, ClientError},
     node::{Node, NodeConfig, NodeError, identity, listen},
     store::AnyStore,
 };
 
-const CAPTURES: usize = 3;
+/// Periods are short, since a minute is short, and few moves go on at once, so that there is a middle to kill somebody in.
+fn options() -> Options {
+    Options {
+        lease: Duration::from_secs(2),
+        heartbeat: Duration::from_millis(100),
+        balance_cooldown: Duration::from_millis(300),
+        drain_maintainer_batch_size: 1,
+        drain_dispatcher_batch_size: 2,
+        ..Options::default()
+    }
+}
+
+/// How many tables each changefeed has.
+pub(super) type Tables = BTreeMap<ChangefeedId, u64>;
 
 pub(super) struct Cluster {
+    size: usize,
+    store: AnyStore,
     nodes: Vec<Node>,
     client: Client,
 }
 
 /// How far a drain is.
-pub(super) struct HalfWay {
+pub(super) struct Drained {
+    /// Maintainers and dispatchers that the target began with.
     pub(super) initial: u64,
+    /// Those that have left.
     pub(super) gone: u64,
 }
 
 impl Cluster {
-    pub(super) async fn start(folder: &Path) -> Result<Self, DemoError> {
+    pub(super) async fn start(folder: &Path, size: u16) -> Result<Self, DemoError> {
         let store = AnyStore::open(&format!("embedded:{}", folder.join("store.redb").display()), "demo").await?;
-        // Short periods, since a minute is short; few moves at once, so that there is a middle to kill somebody in.
-        let options = Options {
-            lease: Duration::from_secs(2),
-            heartbeat: Duration::from_millis(200),
-            drain_maintainer_batch_size: 1,
-            drain_dispatcher_batch_size: 1,
-            ..Options::default()
-        };
         let mut nodes = Vec::new();
-        for n in 0..CAPTURES {
-            let listener = listen("127.0.0.1:0").await?;
-            let addr = listener.local_addr().map_err(|source| NodeError::Listen { addr: String::new(), source })?;
+        for n in 0..size {
             let id = CaptureId::new(format!("capture-{n}")).map_err(NodeError::from)?;
-            let identity = identity(id, &addr.to_string());
-            nodes.push(Node::start(NodeConfig { identity, options: options.clone(), store: store.clone() }, listener)?);
+            nodes.push(start(id, store.clone()).await?);
         }
-        let servers: Vec<_> = nodes.iter().map(|node| node.addr().to_string()).collect();
-        let cluster = Self { nodes, client: Client::new(&servers)? };
-        wait_for("the captures to register", async || {
-            let heard = cluster.acting()?.captures.values().filter(|capture| capture.heard).count();
-            (heard == CAPTURES).then_some(())
-        })
-        .await?;
-        Ok(cluster)
+        let client = client(&nodes)?;
+        Ok(Self { size: size.into(), store, nodes, client })
+    }
+
+    /// Starts a capture of this name; one that left comes back so.
+    pub(super) async fn join(&mut self, id: CaptureId) -> Result<(), DemoError> {
+        self.nodes.push(start(id, self.store.clone()).await?);
+        self.follow_membership()
+    }
+
+    /// Takes a capture out of the list of those that are asked. It runs on until the caller ends it.
+    pub(super) fn take(&mut self, id: &CaptureId) -> Result<Node, DemoError> {
+        let at = self.nodes.iter().position(|node| node.door().capture == *id);
+        let node = at.map(|at| self.nodes.remove(at)).ok_or(DemoError::TooSlow("a capture that runs"))?;
+        self.follow_membership()?;
+        Ok(node)
+    }
+
+    fn follow_membership(&mut self) -> Result<(), DemoError> {
+        self.client = client(&self.nodes)?;
+        Ok(())
+    }
+
+    /// Ends all captures at once.
+    pub(super) async fn end(self) {
+        for node in self.nodes {
+            node.kill().await;
+        }
     }
 
     pub(super) fn client(&self) -> &Client {
         &self.client
     }
 
-    pub(super) fn names(&self) -> Vec<String> {
-        self.nodes.iter().map(|node| node.door().capture.to_string()).collect()
-    }
-
-    pub(super) fn doors(&self) -> Vec<Door> {
-        self.nodes.iter().map(|node| node.door().clone()).collect()
-    }
-
     /// What the coordinator knows.
-    fn acting(&self) -> Option<std::sync::Arc<Snapshot>> {
+    fn acting(&self) -> Option<Arc<Snapshot>> {
         let mut snapshots = self.nodes.iter().map(|node| node.door().snapshots.borrow().clone());
         snapshots.find(|snapshot| snapshot.is_coordinator)
     }
@@ -76,47 +93,136 @@ impl Cluster {
         self.acting()?.me.as_ref().map(|me| me.capture.clone())
     }
 
-    pub(super) fn epoch(&self) -> u64 {
-        self.acting().map_or(0, |snapshot| snapshot.last_epoch.0)
+    pub(super) fn followers(&self) -> Option<Vec<CaptureId>> {
+        let coordinator = self.coordinator()?;
+        let names = self.nodes.iter().map(|node| node.door().capture.clone());
+        Some(names.filter(|id| *id != coordinator).collect())
     }
 
-    pub(super) fn a_follower(&self) -> Option<CaptureId> {
-        let coordinator = self.coordinator()?;
-        self.nodes.iter().map(|node| &node.door().capture).find(|id| **id != coordinator).cloned()
+    /// How many captures the coordinator hears.
+    pub(super) fn heard(&self) -> u64 {
+        let heard = |snapshot: Arc<Snapshot>| snapshot.captures.values().filter(|capture| capture.heard).count();
+        self.acting().map_or(0, heard) as u64
     }
 
     /// How many dispatchers work.
     pub(super) fn dispatchers(&self) -> u64 {
-        let feeds = self.acting().map(|snapshot| snapshot.changefeeds.clone()).unwrap_or_default();
-        let working = feeds.values().filter(|feed| feed.checkpoint_at_ms.is_some_and(|at| at > 0));
-        working.flat_map(|feed| feed.dispatchers.values()).sum()
+        let Some(snapshot) = self.acting() else { return 0 };
+        snapshot.changefeeds.values().filter(|feed| works(feed)).map(count).sum()
     }
 
-    /// How far the drain is, once half of the target's work has left and some is still there.
-    pub(super) fn half_way(&self, target: &CaptureId) -> Option<HalfWay> {
+    /// How many dispatchers work, those on a capture left out.
+    pub(super) fn dispatchers_besides(&self, id: &CaptureId) -> u64 {
+        self.dispatchers() - self.dispatchers_on(id).min(self.dispatchers())
+    }
+
+    /// How many dispatchers are on a capture.
+    pub(super) fn dispatchers_on(&self, id: &CaptureId) -> u64 {
+        let Some(snapshot) = self.acting() else { return 0 };
+        snapshot.changefeeds.values().filter_map(|feed| feed.dispatchers.get(id)).sum()
+    }
+
+    /// How many dispatchers are where they belong when all captures share the work evenly.
+    pub(super) fn in_place(&self, tables: &Tables) -> u64 {
+        let Some(snapshot) = self.acting() else { return 0 };
+        let of = |(id, tables): (&ChangefeedId, &u64)| {
+            let feed = snapshot.changefeeds.get(id)?;
+            let most = tables.div_ceil(self.size as u64);
+            Some(feed.dispatchers.values().map(|count| (*count).min(most)).sum::<u64>())
+        };
+        tables.iter().filter_map(of).sum()
+    }
+
+    /// Whether every capture is there, and all work runs, evenly shared.
+    pub(super) fn is_balanced(&self, tables: &Tables) -> bool {
+        let Some(snapshot) = self.acting() else { return false };
+        let all_here = snapshot.captures.len() == self.size && snapshot.captures.values().all(|capture| capture.heard);
+        let mut maintainers: BTreeMap<&CaptureId, u64> = BTreeMap::new();
+        for (id, tables) in tables {
+            let Some(feed) = snapshot.changefeeds.get(id).filter(|feed| works(feed) && count(feed) == *tables) else {
+                return false;
+            };
+            let Some((host, _, _)) = &feed.maintainer else { return false };
+            *maintainers.entry(host).or_default() += 1;
+            if !is_even(self.size, feed.dispatchers.values()) {
+                return false;
+            }
+        }
+        all_here && snapshot.drain.is_none() && is_even(self.size, maintainers.values())
+    }
+
+    /// Whether all work runs, and nothing of it on this capture.
+    pub(super) fn works_without(&self, gone: &CaptureId, tables: &Tables) -> bool {
+        let Some(snapshot) = self.acting() else { return false };
+        tables.iter().all(|(id, tables)| {
+            snapshot.changefeeds.get(id).is_some_and(|feed| {
+                let elsewhere = feed.maintainer.as_ref().is_some_and(|(host, _, _)| host != gone);
+                elsewhere && works(feed) && count(feed) == *tables && !feed.dispatchers.contains_key(gone)
+            })
+        })
+    }
+
+    /// How far the drain of a capture is, once that is known.
+    pub(super) fn drained(&self, target: &CaptureId) -> Option<Drained> {
         let snapshot = self.acting()?;
         let drain = snapshot.drain.as_ref().filter(|drain| drain.record.target == *target)?;
         let left = drain.remaining?;
         let initial = drain.record.initial.maintainers + drain.record.initial.dispatchers;
-        let gone = initial.saturating_sub(left.maintainers + left.dispatchers);
-        (gone * 2 >= initial && gone < initial).then_some(HalfWay { initial, gone })
+        Some(Drained { initial, gone: initial.saturating_sub(left.maintainers + left.dispatchers) })
     }
 
-    /// Ends the coordinator at once.
-    pub(super) async fn kill_coordinator(&mut self) -> Option<CaptureId> {
-        let coordinator = self.coordinator()?;
-        let at = self.nodes.iter().position(|node| node.door().capture == coordinator)?;
-        self.nodes.remove(at).kill().await;
-        Some(coordinator)
+    /// Whether the drain of this number has ended.
+    pub(super) fn is_over(&self, epoch: i64) -> bool {
+        self.acting()
+            .is_some_and(|snapshot| snapshot.history.iter().any(|end| i64::try_from(end.record.epoch.0) == Ok(epoch)))
     }
 
     /// Whether everything up to a commit timestamp is in the sinks.
-    pub(super) fn all_past<'a>(&self, feeds: impl Iterator<Item = &'a ChangefeedId>, until: u64) -> bool {
+    pub(super) fn all_past(&self, tables: &Tables, until: u64) -> bool {
         let Some(snapshot) = self.acting() else { return false };
-        let mut feeds = feeds;
-        feeds.all(|id| {
+        tables.keys().all(|id| {
             let checkpoint = snapshot.changefeeds.get(id).and_then(|feed| feed.checkpoint_ts);
             checkpoint.is_some_and(|checkpoint| checkpoint >= until)
         })
+    }
+}
+
+async fn start(id: CaptureId, store: AnyStore) -> Result<Node, NodeError> {
+    let listener = listen("127.0.0.1:0").await?;
+    let addr = listener.local_addr().map_err(|source| NodeError::Listen { addr: String::new(), source })?;
+    let identity = identity(id, &addr.to_string());
+    Node::start(NodeConfig { identity, options: options(), store }, listener)
+}
+
+fn client(nodes: &[Node]) -> Result<Client, ClientError> {
+    Client::new(&nodes.iter().map(|node| node.addr().to_string()).collect::<Vec<_>>())
+}
+
+/// Whether its maintainer has said how far it is.
+fn works(feed: &ChangefeedStatus) -> bool {
+    feed.checkpoint_at_ms.is_some_and(|at| at > 0)
+}
+
+fn count(feed: &ChangefeedStatus) -> u64 {
+    feed.dispatchers.values().sum()
+}
+
+/// Whether so many places share evenly; those that have nothing are not listed.
+fn is_even<'a>(places: usize, counts: impl ExactSizeIterator<Item = &'a u64> + Clone) -> bool {
+    let least = if counts.len() < places { 0 } else { counts.clone().min().copied().unwrap_or(0) };
+    counts.max().is_none_or(|most| *most <= least + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_without_anything_count() {
+        for (places, counts, even) in
+            [(3, &[5, 5, 5][..], true), (3, &[5, 4, 6], false), (3, &[1, 1], true), (3, &[2, 1], false), (3, &[], true)]
+        {
+            assert_eq!(is_even(places, counts.iter()), even, "{counts:?}");
+        }
     }
 }

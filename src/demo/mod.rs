@@ -1,47 +1,75 @@
-//! A whole cluster in one process, for a minute: real replication, a drain asked for by a manifest, the coordinator killed
-//! half-way, and the proof that the sink has everything.
+//! A whole cluster in one process, for a minute: real replication, while one capture after another leaves and comes back:
+//! drained, by SIGTERM, by a kill. At the end the sinks are compared with the sources.
 
+mod chart;
 mod cluster;
 mod lag;
+mod leave;
+mod outcome;
+mod probe;
+mod report;
+mod screen;
+mod story;
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
+use std::{path::PathBuf, time::Duration};
+
+use tokio::time;
+
+use self::{cluster::Cluster, story::Stage};
+pub use self::{
+    outcome::{Departure, Loss, Mark, Outcome, Way},
+    report::report,
+    screen::screen,
 };
+pub use crate::verify::Proof;
+use crate::{client::ClientError, node::NodeError, resource::ManifestError, store::StoreError, verify::VerifyError};
 
-use capturedrain_core::model::{CaptureId, ChangefeedId};
-use tokio::time::{self, Instant};
+/// Fewest captures: one is drained, the coordinator is killed, and one has to be left.
+pub const CAPTURES_MIN: u16 = 3;
+/// Most tables: each has an open file, and a process usually has 1,024.
+pub const TABLES_MAX: u16 = 800;
 
-use self::{cluster::Cluster, lag::Lag};
-use crate::{
-    client::ClientError,
-    clock::wall,
-    node::NodeError,
-    reconcile::reconcile,
-    resource::{CaptureDrain, ManifestError, is_drained, is_finished, parse},
-    store::StoreError,
-    verify::{Proof, VerifyError, against_synthetic},
-    view::NewChangefeed,
-};
+/// Most rows a second and table.
+pub const RATE_MAX: u16 = 1_000;
 
 /// How long anything in it may take.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// How often it is looked again.
-const LOOK: Duration = Duration::from_millis(10);
-/// How long the lag is watched before anything happens.
-const CALM: Duration = Duration::from_secs(2);
+/// How often a folder is tried to be removed, as what was being written may still arrive.
+const REMOVALS: u32 = 50;
+/// How long after each.
+const REMOVAL_PAUSE: Duration = Duration::from_millis(20);
 
 /// What is shown.
 #[derive(Debug, Clone)]
 pub struct DemoConfig {
+    /// How many captures.
+    pub captures: u16,
     /// How many changefeeds.
     pub changefeeds: u16,
-    /// Tables of each.
+    /// Their tables together, at least one each.
     pub tables: u16,
-    /// Rows a second and table.
+    /// Rows a second and table, on average.
     pub rate: u16,
+    /// What the rows are made of.
+    pub seed: u64,
     /// A folder that is kept; it must not exist.
     pub keep: Option<PathBuf>,
+}
+
+/// What is told while it goes on.
+#[derive(Debug, Clone, Copy)]
+pub enum News<'a> {
+    /// A line of the story, with the time since the beginning.
+    Line(&'a str),
+    /// How far something is.
+    Progress {
+        /// What.
+        what: &'a str,
+        /// So many of it are done.
+        done: u64,
+        /// Of so many.
+        total: u64,
+    },
 }
 
 /// Why there was nothing to see.
@@ -70,12 +98,18 @@ pub enum DemoError {
     /// The sink cannot be read.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    /// The lag cannot be watched.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+    /// A task of it panicked.
+    #[error("a task of the demo ended unexpectedly: {0}")]
+    Task(#[from] tokio::task::JoinError),
     /// Something took too long.
     #[error("waited {seconds} s for {0}", seconds = PATIENCE.as_secs())]
     TooSlow(&'static str),
 }
 
-/// A folder that goes when this does, unless it is kept.
+/// A folder that goes at the end, unless it is kept.
 struct Folder {
     path: PathBuf,
     keep: bool,
@@ -90,183 +124,44 @@ impl Folder {
         let path = path.canonicalize().map_err(|reason| DemoError::Folder { path: path.clone(), reason })?;
         Ok(Self { path, keep: kept })
     }
-}
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if !self.keep {
+    async fn end(self) {
+        for _ in 0..REMOVALS {
             // What cannot be removed from a folder for temporary files is left to the system.
-            let _ = std::fs::remove_dir_all(&self.path);
-        }
-    }
-}
-
-/// Says each line with the time since the beginning.
-struct Story<'a> {
-    began: Instant,
-    say: &'a (dyn Fn(String) + Sync),
-}
-
-impl Story<'_> {
-    fn tell(&self, line: &str) {
-        (self.say)(format!("{:6.2}s  {line}", self.began.elapsed().as_secs_f64()));
-    }
-}
-
-/// Asks again and again until there is an answer.
-async fn wait_for<T>(what: &'static str, mut ask: impl AsyncFnMut() -> Option<T>) -> Result<T, DemoError> {
-    let asking = async {
-        loop {
-            if let Some(answer) = ask().await {
-                return answer;
+            if self.keep || std::fs::remove_dir_all(&self.path).is_ok() {
+                return;
             }
-            time::sleep(LOOK).await;
+            time::sleep(REMOVAL_PAUSE).await;
         }
-    };
-    time::timeout(PATIENCE, asking).await.map_err(|_| DemoError::TooSlow(what))
+    }
 }
 
-/// Shows a drain. Returns whether the sink was proven equal to the source.
+/// Shows captures leave. Returns what it came to; `None` when it was interrupted.
 ///
 /// # Errors
 /// When there was nothing to see.
-pub async fn demo(config: DemoConfig, say: &(dyn Fn(String) + Sync)) -> Result<bool, DemoError> {
-    let story = Story { began: Instant::now(), say };
+pub async fn demo(
+    config: &DemoConfig,
+    tell: &(dyn Fn(News<'_>) + Sync),
+    interrupted: impl Future<Output = ()>,
+) -> Result<Option<Outcome>, DemoError> {
+    let stage = Stage::new(tell);
     let folder = Folder::make(config.keep.clone())?;
-    let mut cluster = Cluster::start(&folder.path).await?;
-    story.tell(&format!("three captures run on one embedded store: {}", cluster.names().join(", ")));
-    let feeds = create(&cluster, &config, &folder.path).await?;
-    let dispatchers = u64::from(config.changefeeds) * u64::from(config.tables);
-    wait_for("all dispatchers to work", async || (cluster.dispatchers() == dispatchers).then_some(())).await?;
-    story.tell(&format!(
-        "{} changefeeds with {dispatchers} dispatchers replicate {} rows a second into files",
-        config.changefeeds,
-        dispatchers * u64::from(config.rate)
-    ));
-    let lag = Lag::watch(cluster.doors());
-    time::sleep(CALM).await;
-    let calm = lag.highest_ms();
-    story.tell(&format!("highest lag while nothing happens: {calm} ms"));
-
-    let target = cluster.a_follower().ok_or(DemoError::TooSlow("a coordinator"))?;
-    let drained = drain(&mut cluster, &target, &lag, &story).await?;
-    let proof = prove(&cluster, &feeds, &story).await?;
-    summary(&drained, calm, &lag, &proof, &story);
+    let started = Cluster::start(&folder.path, config.captures).await;
+    let outcome = match started {
+        Ok(mut cluster) => {
+            let outcome = tokio::select! {
+                outcome = Box::pin(story::tour(&mut cluster, config, &folder.path, &stage)) => outcome.map(Some),
+                () = interrupted => Ok(None),
+            };
+            cluster.end().await;
+            outcome
+        }
+        Err(error) => Err(error),
+    };
     if folder.keep {
-        story.tell(&format!("kept: {}", folder.path.display()));
+        stage.tell(&format!("kept: {}", folder.path.display()));
     }
-    Ok(proof.is_good())
-}
-
-/// A changefeed of the demo.
-struct Feed {
-    id: ChangefeedId,
-    source: String,
-    sink: PathBuf,
-    start_ts: u64,
-}
-
-async fn create(cluster: &Cluster, config: &DemoConfig, folder: &Path) -> Result<Vec<Feed>, DemoError> {
-    let mut feeds = Vec::new();
-    for n in 0..config.changefeeds {
-        let Ok(id) = ChangefeedId::new(format!("feed-{n}")) else { continue };
-        let source = format!("synthetic://?tables={}&rate={}&keys=100&seed={n}", config.tables, config.rate);
-        let sink = folder.join(id.as_str());
-        let new = NewChangefeed {
-            id: id.to_string(),
-            source: source.clone(),
-            sink: format!("file://{}", sink.display()),
-            start_ts: None,
-            span_max_keys: 0,
-        };
-        let created = cluster.client().create_changefeed(&new).await?;
-        feeds.push(Feed { id, source, sink, start_ts: created.start_ts });
-    }
-    Ok(feeds)
-}
-
-/// What the drain came to.
-struct Drained {
-    moves: u64,
-    took: Duration,
-    /// The highest lag before the kill, in milliseconds.
-    lag_ms: u64,
-    proven: bool,
-}
-
-fn manifest(target: &CaptureId) -> Result<CaptureDrain, DemoError> {
-    let text = format!(
-        "apiVersion: capturedrain.io/v1alpha1\nkind: CaptureDrain\nmetadata:\n  name: demo\nspec:\n  \
-         clusterRef:\n    serviceName: demo\n  target:\n    captureID: {target}\n  reason: demo\n"
-    );
-    let drains = parse(&text, "the demo's manifest")?;
-    drains.into_iter().next().ok_or(ManifestError::Empty { file: "the demo's manifest".to_owned() }.into())
-}
-
-/// Has the target drained by a manifest, and kills the coordinator when half of the work has left.
-async fn drain(cluster: &mut Cluster, target: &CaptureId, lag: &Lag, story: &Story<'_>) -> Result<Drained, DemoError> {
-    let mut drain = manifest(target)?;
-    let began = Instant::now();
-    lag.reset();
-    reconcile(cluster.client(), &mut drain).await;
-    let epoch = drain.status.as_ref().and_then(|status| status.epoch).unwrap_or_default();
-    story.tell(&format!("CaptureDrain/demo asks to empty {target}: epoch {epoch}"));
-    let half = wait_for("half of the work to leave", async || cluster.half_way(target)).await?;
-    let coordinator = cluster.kill_coordinator().await.ok_or(DemoError::TooSlow("a coordinator"))?;
-    let lag_ms = lag.highest_ms();
-    story.tell(&format!(
-        "{} of {} have left {target}: {coordinator}, the coordinator, is killed",
-        half.gone, half.initial
-    ));
-    let mut coordinated = false;
-    let mut phase = None;
-    let until = Instant::now() + PATIENCE;
-    while !is_finished(&drain) && Instant::now() < until {
-        if let Some(next) = cluster.coordinator().filter(|next| !coordinated && *next != coordinator) {
-            coordinated = true;
-            story.tell(&format!("{next} takes office and goes on under epoch {}", cluster.epoch()));
-        }
-        reconcile(cluster.client(), &mut drain).await;
-        let now = drain.status.as_ref().and_then(|status| status.phase.clone());
-        if now != phase
-            && let Some(now) = &now
-        {
-            story.tell(&format!("CaptureDrain/demo: {now}"));
-        }
-        phase = now;
-        time::sleep(LOOK).await;
-    }
-    let proven = is_drained(&drain);
-    let stands = if proven { "is proven empty: its pod may go" } else { "is not proven empty" };
-    story.tell(&format!("{target} {stands}"));
-    Ok(Drained { moves: half.initial, took: began.elapsed(), lag_ms, proven })
-}
-
-/// Waits until all that has happened so far is in the sinks, and compares.
-async fn prove(cluster: &Cluster, feeds: &[Feed], story: &Story<'_>) -> Result<Proof, DemoError> {
-    let until = wall().0;
-    wait_for("the checkpoints", async || cluster.all_past(feeds.iter().map(|feed| &feed.id), until).then_some(()))
-        .await?;
-    story.tell("all checkpoints have passed: comparing every row of the sinks with the source");
-    let mut proof = Proof::default();
-    for feed in feeds {
-        proof = proof.and(against_synthetic(&feed.sink, &feed.source, feed.start_ts, until)?);
-    }
-    Ok(proof)
-}
-
-fn summary(drained: &Drained, calm: u64, lag: &Lag, proof: &Proof, story: &Story<'_>) {
-    let added = |highest: u64| highest.saturating_sub(calm);
-    story.tell(&format!(
-        "moves: {}; time: {:.2} s, the successor's election included",
-        drained.moves,
-        drained.took.as_secs_f64()
-    ));
-    story.tell(&format!(
-        "highest lag added: {} ms by the drain; {} ms by the kill, whose work had to fail over",
-        added(drained.lag_ms),
-        added(lag.highest_ms())
-    ));
-    let verdict = if proof.is_good() && drained.proven { "PROVEN" } else { "FAILED" };
-    story.tell(&format!("proof: {proof}: {verdict}"));
+    folder.end().await;
+    outcome
 }

@@ -9,7 +9,7 @@ use capturedrain_core::{
         ValueError, decode,
     },
     process::{Effect, Event, Lane, Process},
-    store::{LeaseId, Txn, TxnOutcome},
+    store::{Key, LeaseId, Txn, TxnOutcome},
     work::WorkEvent,
 };
 use futures::StreamExt as _;
@@ -31,8 +31,11 @@ use crate::{
 pub(super) const EVENTS_MAX: usize = 4096;
 /// The shortest time between two snapshots, so that a burst of events does not cost one each.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(20);
-/// How long after a failed listing the next one is tried.
+/// How long after a failed listing the next one is tried, and after a write of unknown outcome the listing: what could not
+/// be written is decided again from it.
 const RELOAD_BACKOFF: Duration = Duration::from_millis(500);
+/// How long after a refused write the listing is made. The view was behind, and by then it has often caught up.
+const REFUSED_BACKOFF: Duration = Duration::from_millis(50);
 /// How long an ending capture waits for its work to stop and its lease to be given back.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -167,7 +170,7 @@ impl Driver {
     fn carry_out(&mut self, effect: Effect) -> Result<(), ValueError> {
         match effect {
             Effect::GrantLease => self.grant(),
-            Effect::KeepLease(lease) => self.keep(lease),
+            Effect::KeepLease { lease, key } => self.keep(lease, key),
             Effect::RevokeLease(lease) => self.revoke(lease),
             Effect::Load => self.load(),
             Effect::Write { lane, txn } => self.write(lane, txn),
@@ -214,10 +217,10 @@ impl Driver {
         });
     }
 
-    fn keep(&self, lease: LeaseId) {
+    fn keep(&self, lease: LeaseId, key: Option<Key>) {
         let (store, sent_at) = (self.store.clone(), monotonic(self.tasks.started));
         self.spawn(async move {
-            match store.keep(lease).await {
+            match keep(&store, lease, key).await {
                 Ok(true) => Some(Event::LeaseKept { lease, sent_at }),
                 Ok(false) => Some(Event::LeaseLost(lease)),
                 Err(error) => {
@@ -247,6 +250,12 @@ impl Driver {
                     TxnOutcome::Refused(0)
                 }
             };
+            // A store that refuses for ever, with a full disk for one, must not be asked without a pause.
+            match outcome {
+                TxnOutcome::Committed(_) => {}
+                TxnOutcome::Refused(_) => time::sleep(REFUSED_BACKOFF).await,
+                TxnOutcome::Unknown => time::sleep(RELOAD_BACKOFF).await,
+            }
             Some(Event::Written { lane, outcome })
         });
     }
@@ -255,16 +264,14 @@ impl Driver {
         let store = self.store.clone();
         self.spawn(async move {
             let key = KeyName::Position(changefeed.clone()).key();
-            let position = loop {
-                match read_position(&store, &key).await {
-                    Ok(position) => break position,
-                    Err(error) => {
-                        tracing::warn!(%error, %changefeed, "position cannot be read");
-                        time::sleep(RELOAD_BACKOFF).await;
-                    }
+            match read_position(&store, &key).await {
+                Ok(position) => Some(Event::PositionRead { changefeed, epoch, position }),
+                Err(ReadError::Value(error)) => Some(Event::Unreadable(error)),
+                Err(error) => {
+                    tracing::warn!(%error, %changefeed, "position cannot be read");
+                    None
                 }
-            };
-            Some(Event::PositionRead { changefeed, epoch, position })
+            }
         });
     }
 
@@ -320,6 +327,13 @@ enum ReadError {
     Ended,
 }
 
+/// Keeps a lease alive; whether it, and the key that should go with it, are there.
+async fn keep(store: &AnyStore, lease: LeaseId, key: Option<Key>) -> Result<bool, StoreError> {
+    let kept = store.keep(lease).await?;
+    let Some(key) = key.filter(|_| kept) else { return Ok(kept) };
+    Ok(store.get(&key).await?.is_some_and(|entry| entry.lease == Some(lease)))
+}
+
 async fn read_position(store: &AnyStore, key: &str) -> Result<Option<(Position, u64)>, ReadError> {
     let Some(entry) = store.get(key).await? else { return Ok(None) };
     Ok(Some((decode(key, &entry.value)?, entry.mod_revision)))
@@ -347,8 +361,26 @@ fn log(line: &Line) {
     let changefeed = line.changefeed.as_ref().map(tracing::field::display);
     let of = |field| line.detail.as_ref().filter(|(name, _)| *name == field).map(|(_, value)| value.as_str());
     let (phase, requester, error) = (of("phase"), of("requester"), of("error"));
+    let (node_epoch, attempt) = (of("node_epoch"), of("attempt"));
+    macro_rules! say {
+        ($level:ident) => {
+            tracing::$level!(
+                target,
+                epoch,
+                capture,
+                node_epoch,
+                changefeed,
+                phase,
+                requester,
+                attempt,
+                error,
+                "{}",
+                line.message
+            )
+        };
+    }
     match line.level {
-        Level::Info => tracing::info!(target, epoch, capture, changefeed, phase, requester, error, "{}", line.message),
-        Level::Warn => tracing::warn!(target, epoch, capture, changefeed, phase, requester, error, "{}", line.message),
+        Level::Info => say!(info),
+        Level::Warn => say!(warn),
     }
 }

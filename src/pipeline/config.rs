@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
+    os::unix::ffi::OsStringExt as _,
     path::{Path, PathBuf},
 };
 
@@ -11,15 +13,29 @@ use url::Url;
 
 use super::PipelineError;
 
+/// How an etcd's address is written.
+const ETCD_FORM: &str = "etcd://HOST:PORT[,HOST:PORT…]/PREFIX[?ca=FILE&cert=FILE&key=FILE]";
+
 /// A range of an etcd.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EtcdUrl {
     /// `host:port` each.
     pub endpoints: Vec<String>,
-    /// All keys that begin so.
+    /// All keys that begin so. It begins with a slash itself.
     pub prefix: Vec<u8>,
+    /// TLS, when its files are named.
+    pub tls: Option<TlsFiles>,
     /// As it was given.
     pub url: String,
+}
+
+/// The files of a TLS connection, PEM each.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TlsFiles {
+    /// Who may have signed the server's certificate.
+    pub ca: PathBuf,
+    /// The own certificate and its key, for servers that ask.
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// A stream that is computed.
@@ -42,7 +58,7 @@ pub struct SyntheticUrl {
 /// A source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SourceUrl {
-    /// `etcd://HOST:PORT[,HOST:PORT…]/PREFIX`
+    /// `etcd://HOST:PORT[,HOST:PORT…]/PREFIX[?ca=FILE&cert=FILE&key=FILE]`
     Etcd(EtcdUrl),
     /// `synthetic://?tables=8&rate=100&keys=1000&seed=1&value_bytes=16`
     Synthetic(SyntheticUrl),
@@ -53,6 +69,8 @@ pub enum SourceUrl {
 pub enum SinkUrl {
     /// `file:///FOLDER`
     File(PathBuf),
+    /// `etcd://HOST:PORT[,HOST:PORT…]/PREFIX[?ca=FILE&cert=FILE&key=FILE]`: a copy of the source's range
+    Mirror(EtcdUrl),
     /// `blackhole://`
     Blackhole,
 }
@@ -65,23 +83,69 @@ impl SourceUrl {
     pub fn parse(url: &str) -> Result<Self, PipelineError> {
         let wrong = |reason: &str| PipelineError::SourceUrl { url: url.to_owned(), reason: reason.to_owned() };
         match url.split_once("://") {
-            Some(("etcd", rest)) => {
-                let (hosts, prefix) = rest.split_once('/').ok_or_else(|| wrong("it names no prefix of keys"))?;
-                let endpoints: Vec<_> = hosts.split(',').map(str::to_owned).collect();
-                let named = |endpoint: &String| {
-                    endpoint
-                        .rsplit_once(':')
-                        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-                };
-                if !endpoints.iter().all(named) {
-                    return Err(wrong("use etcd://HOST:PORT[,HOST:PORT…]/PREFIX"));
-                }
-                let prefix = percent_decode_str(&format!("/{prefix}")).collect();
-                Ok(Self::Etcd(EtcdUrl { endpoints, prefix, url: url.to_owned() }))
-            }
+            Some(("etcd", rest)) => etcd(url, rest)
+                .map(Self::Etcd)
+                .map_err(|reason| PipelineError::SourceUrl { url: without_password(url), reason }),
             Some(("synthetic", _)) => synthetic(url).map(Self::Synthetic).map_err(|reason| wrong(&reason)),
-            _ => Err(wrong("use etcd://HOST:PORT[,HOST:PORT…]/PREFIX or synthetic://")),
+            _ => Err(wrong(&format!("use {ETCD_FORM} or synthetic://"))),
         }
+    }
+}
+
+/// Reads what follows `etcd://`.
+fn etcd(url: &str, rest: &str) -> Result<EtcdUrl, String> {
+    let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (hosts, prefix) = address.split_once('/').ok_or("it names no prefix of keys")?;
+    if hosts.contains('@') {
+        return Err("users and passwords are not taken, name a client certificate by cert and key".to_owned());
+    }
+    let endpoints: Vec<_> = hosts.split(',').map(str::to_owned).collect();
+    let named = |endpoint: &String| {
+        endpoint.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+    };
+    if !endpoints.iter().all(named) {
+        return Err(format!("use {ETCD_FORM}"));
+    }
+    let prefix = percent_decode_str(&format!("/{prefix}")).collect();
+    Ok(EtcdUrl { endpoints, prefix, tls: tls(query)?, url: url.to_owned() })
+}
+
+/// Reads the names of TLS files, percent-encoded.
+fn tls(query: &str) -> Result<Option<TlsFiles>, String> {
+    let mut files = BTreeMap::new();
+    for (name, value) in
+        query.split('&').filter(|part| !part.is_empty()).map(|part| part.split_once('=').unwrap_or((part, "")))
+    {
+        if !["ca", "cert", "key"].contains(&name) {
+            return Err(format!("there is no option {name}: use ca, cert and key"));
+        }
+        if value.is_empty() || files.insert(name, decoded_path(value)).is_some() {
+            return Err(format!("{name} has to name one file"));
+        }
+    }
+    let identity = match (files.remove("cert"), files.remove("key")) {
+        (Some(cert), Some(key)) => Some((cert, key)),
+        (None, None) => None,
+        _ => return Err("cert and key belong together".to_owned()),
+    };
+    match (files.remove("ca"), identity) {
+        (Some(ca), identity) => Ok(Some(TlsFiles { ca, identity })),
+        (None, None) => Ok(None),
+        (None, Some(_)) => Err("cert and key need ca, by which the server is known".to_owned()),
+    }
+}
+
+fn decoded_path(value: &str) -> PathBuf {
+    PathBuf::from(OsString::from_vec(percent_decode_str(value).collect()))
+}
+
+/// The address without what stands between `://` and `@`, for messages.
+fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let hosts = rest.find('/').unwrap_or(rest.len());
+    match rest[..hosts].rfind('@') {
+        Some(at) => format!("{scheme}://…{}", &rest[at..]),
+        None => url.to_owned(),
     }
 }
 
@@ -117,14 +181,18 @@ impl SinkUrl {
     /// # Errors
     /// When it makes no sense.
     pub fn parse(url: &str) -> Result<Self, PipelineError> {
-        let wrong = || PipelineError::SinkUrl { url: url.to_owned() };
-        if url == "blackhole://" {
-            return Ok(Self::Blackhole);
+        let wrong = |reason: String| PipelineError::SinkUrl { url: without_password(url), reason };
+        let form = || format!("use file:///FOLDER, {ETCD_FORM} or blackhole://");
+        match url.split_once("://") {
+            Some(("blackhole", "")) => Ok(Self::Blackhole),
+            Some(("etcd", rest)) => etcd(url, rest).map(Self::Mirror).map_err(wrong),
+            Some(("file", _)) => {
+                let path = Url::parse(url).ok().and_then(|url| url.to_file_path().ok());
+                let path = path.filter(|path| path.is_absolute() && path != Path::new("/"));
+                path.map(Self::File).ok_or_else(|| wrong(form()))
+            }
+            _ => Err(wrong(form())),
         }
-        let parsed = Url::parse(url).map_err(|_| wrong())?;
-        let path = (parsed.scheme() == "file").then(|| parsed.to_file_path()).and_then(Result::ok);
-        let path = path.filter(|path| path.is_absolute() && path != Path::new("/"));
-        path.map(Self::File).ok_or_else(wrong)
     }
 }
 
@@ -133,9 +201,21 @@ impl SinkUrl {
 /// # Errors
 /// Which one does not.
 pub fn check_config(config: &ChangefeedConfig) -> Result<(), PipelineError> {
-    SourceUrl::parse(&config.source)?;
-    SinkUrl::parse(&config.sink)?;
-    Ok(())
+    let source = SourceUrl::parse(&config.source)?;
+    let SinkUrl::Mirror(sink) = SinkUrl::parse(&config.sink)? else { return Ok(()) };
+    let wrong = |reason: &str| Err(PipelineError::SinkUrl { url: sink.url.clone(), reason: reason.to_owned() });
+    // Keys keep what follows the prefix.
+    let ends = |prefix: &[u8]| prefix.ends_with(b"/");
+    match source {
+        SourceUrl::Etcd(source) if ends(&source.prefix) && !ends(&sink.prefix) => {
+            wrong("its prefix has to end with a slash, as the source's does")
+        }
+        SourceUrl::Etcd(source) if !ends(&source.prefix) && ends(&sink.prefix) => {
+            wrong("its prefix must not end with a slash, as the source's does not")
+        }
+        SourceUrl::Synthetic(_) if !ends(&sink.prefix) => wrong("its prefix has to end with a slash"),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -151,6 +231,39 @@ mod tests {
         for bad in ["etcd://a:1", "etcd://a/x/", "etcd://:1/x", "mysql://a:1/x", "shop"] {
             assert!(SourceUrl::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn tls_is_three_files_whose_names_may_have_any_byte() {
+        let parse = |query: &str| SinkUrl::parse(&format!("etcd://a:1/m/?{query}"));
+        let Ok(SinkUrl::Mirror(sink)) = parse("ca=/tls/c%26a%ff.pem&key=k+1&cert=c") else { panic!("not a mirror") };
+        let tls = sink.tls.unwrap();
+        assert_eq!(tls.ca, PathBuf::from(OsString::from_vec(b"/tls/c&a\xff.pem".to_vec())));
+        assert_eq!((sink.prefix, tls.identity), (b"/m/".to_vec(), Some(("c".into(), "k+1".into()))));
+        for bad in ["ca=a&cert=b", "cert=b&key=c", "ca=", "ca=a&ca=b", "user=x", "ca"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_refused_and_not_repeated() {
+        for url in ["etcd://root:secret@a:1/x", "etcd://root:se@cret@a:1"] {
+            for error in [SourceUrl::parse(url).map(|_| ()), SinkUrl::parse(url).map(|_| ())] {
+                let sentence = error.unwrap_err().to_string();
+                assert!(!sentence.contains("secret") && !sentence.contains("se@"), "{sentence}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_mirror_ends_with_a_slash_where_its_source_does() {
+        let check = |source: &str, sink: &str| {
+            let config = ChangefeedConfig { source: source.into(), sink: sink.into(), start_ts: 0, span_max_keys: 0 };
+            check_config(&config).is_ok()
+        };
+        assert!(check("etcd://a:1/shop/", "etcd://b:1/copy/") && check("etcd://a:1/shop", "etcd://b:1/copy"));
+        assert!(!check("etcd://a:1/shop/", "etcd://b:1/copy") && !check("etcd://a:1/shop", "etcd://b:1/copy/"));
+        assert!(check("synthetic://", "etcd://b:1/copy/") && !check("synthetic://", "etcd://b:1/copy"));
     }
 
     #[test]

@@ -6,20 +6,19 @@ use capturedrain_core::{
     model::{ChangefeedConfig, CommitTs, Span},
     work::{DispatcherKey, WorkEvent},
 };
-use futures::FutureExt as _;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::Instant,
+    time::{self, Instant},
 };
 
 use super::{
     PipelineError, SinkUrl, SourceUrl,
-    sink::Sink,
-    source::{Batch, Feed},
+    sink::{Mirrors, Sink},
+    source::{Feed, SplitPoint},
 };
 
-/// How many bytes are collected for one flush.
-const FLUSH_MAX_BYTES: usize = 1 << 20;
+/// How long a stop waits for what was read already to be safe in the sink.
+const STOP_MAX: Duration = Duration::from_secs(5);
 /// How often a checkpoint is told at most.
 const TELL_INTERVAL: Duration = Duration::from_millis(20);
 /// How often the size of the span is looked at.
@@ -43,13 +42,23 @@ struct Dispatcher {
     told_at: Instant,
     told_ts: CommitTs,
     size_at: Instant,
+    /// A look at the size of the span that is on.
+    sizing: Option<SplitPoint>,
+}
+
+/// What happens next.
+enum Step {
+    Stop,
+    Safe(CommitTs),
+    Read,
+    SplitAt(Option<Arc<[u8]>>),
 }
 
 /// Runs a dispatcher until it is stopped or fails, and tells which.
-pub(super) async fn run(job: Job, events: mpsc::Sender<WorkEvent>, mut stop: oneshot::Receiver<()>) {
+pub(super) async fn run(job: Job, mirrors: Mirrors, events: mpsc::Sender<WorkEvent>, mut stop: oneshot::Receiver<()>) {
     let (key, start_ts) = (job.key.clone(), job.start_ts);
     let opened = tokio::select! {
-        opened = Dispatcher::open(job, events.clone()) => opened,
+        opened = Dispatcher::open(job, &mirrors, events.clone()) => opened,
         _ = &mut stop => return tell(&events, WorkEvent::Stopped { key, checkpoint_ts: start_ts }).await,
     };
     let (checkpoint_ts, ended) = match opened {
@@ -75,55 +84,60 @@ async fn tell(events: &mpsc::Sender<WorkEvent>, event: WorkEvent) {
 }
 
 impl Dispatcher {
-    async fn open(job: Job, events: mpsc::Sender<WorkEvent>) -> Result<Self, PipelineError> {
+    async fn open(job: Job, mirrors: &Mirrors, events: mpsc::Sender<WorkEvent>) -> Result<Self, PipelineError> {
         let source = SourceUrl::parse(&job.config.source)?;
         let sink = SinkUrl::parse(&job.config.sink)?;
         let mut feed = Feed::of(&source, &job.span, job.start_ts);
         feed.open().await?;
-        let sink = Sink::open(&sink, &job.span, &job.key, job.start_ts).await?;
+        let sink = Sink::open(&sink, &source, &job, mirrors).await?;
         let now = Instant::now();
         let (checkpoint_ts, told_ts) = (job.start_ts, job.start_ts);
-        Ok(Self { job, sink, feed, events, checkpoint_ts, told_at: now, told_ts, size_at: now + SIZE_INTERVAL })
+        let size_at = now + SIZE_INTERVAL;
+        Ok(Self { job, sink, feed, events, checkpoint_ts, told_at: now, told_ts, size_at, sizing: None })
     }
 
+    /// Reads on while what was read before is being written, as long as there is room.
     async fn work(&mut self, mut stop: oneshot::Receiver<()>) -> Result<(), PipelineError> {
         self.tell_checkpoint(None).await;
         loop {
-            let batch = tokio::select! {
+            let next = tokio::select! {
                 biased;
-                _ = &mut stop => return self.flush().await,
-                batch = self.feed.next() => batch?,
+                _ = &mut stop => Step::Stop,
+                safe = self.sink.next_safe(), if self.sink.is_busy() => Step::Safe(safe?),
+                split_at = next_of(&mut self.sizing) => Step::SplitAt(split_at),
+                batch = self.feed.next(), if self.sink.has_room() => {
+                    self.sink.take(batch?)?;
+                    Step::Read
+                }
             };
-            let mut reached = self.take(&batch)?;
-            // What is ready as well goes into the same flush.
-            while self.sink.waiting_bytes() < FLUSH_MAX_BYTES
-                && let Some(batch) = self.feed.next().now_or_never()
-            {
-                reached = reached.max(self.take(&batch?)?);
+            match next {
+                Step::Stop => return self.settle().await,
+                Step::Safe(safe_ts) => self.checkpoint_ts = self.checkpoint_ts.max(safe_ts),
+                Step::Read => {}
+                Step::SplitAt(split_at) => {
+                    self.sizing = None;
+                    if split_at.is_some() {
+                        self.tell_checkpoint(split_at).await;
+                    }
+                }
             }
-            self.flush().await?;
-            self.checkpoint_ts = self.checkpoint_ts.max(reached);
-            self.tell_progress().await;
+            self.look_at_size();
+            // What is not told now is told with the next notice of progress, a few times a second.
+            if self.checkpoint_ts > self.told_ts && self.told_at.elapsed() >= TELL_INTERVAL {
+                self.tell_checkpoint(None).await;
+            }
         }
     }
 
-    fn take(&mut self, batch: &Batch) -> Result<CommitTs, PipelineError> {
-        for row in &batch.rows {
-            self.sink.append(row)?;
-        }
-        Ok(batch.resolved_ts)
-    }
-
-    async fn flush(&mut self) -> Result<(), PipelineError> {
-        self.sink.flush().await
-    }
-
-    async fn tell_progress(&mut self) {
-        let split_at = self.split_at().await;
-        let news = self.checkpoint_ts > self.told_ts && self.told_at.elapsed() >= TELL_INTERVAL;
-        if news || split_at.is_some() {
-            self.tell_checkpoint(split_at).await;
-        }
+    /// Makes safe what was read. A sink that does not answer is not waited for: what it lacks is above the checkpoint.
+    async fn settle(&mut self) -> Result<(), PipelineError> {
+        let written = async {
+            while self.sink.is_busy() {
+                self.checkpoint_ts = self.checkpoint_ts.max(self.sink.next_safe().await?);
+            }
+            Ok(())
+        };
+        time::timeout(STOP_MAX, written).await.unwrap_or(Ok(()))
     }
 
     async fn tell_checkpoint(&mut self, split_at: Option<Arc<[u8]>>) {
@@ -132,14 +146,24 @@ impl Dispatcher {
         tell(&self.events, WorkEvent::Checkpoint { key, checkpoint_ts, split_at }).await;
     }
 
-    /// Where to split the span, now and then, when it has become too large. The table "" shares its range with others and
+    /// Begins to look, now and then, whether the span has become too large. The table "" shares its range with others and
     /// stays whole.
-    async fn split_at(&mut self) -> Option<Arc<[u8]>> {
+    fn look_at_size(&mut self) {
         let max = self.job.config.span_max_keys;
-        if max == 0 || self.job.span.table.is_empty() || self.size_at > Instant::now() {
-            return None;
+        if max > 0 && !self.job.span.table.is_empty() && self.size_at <= Instant::now() && self.sizing.is_none() {
+            self.size_at = Instant::now() + SIZE_INTERVAL;
+            self.sizing = self.feed.split_point(max);
         }
-        self.size_at = Instant::now() + SIZE_INTERVAL;
-        self.feed.split_point(max).await
+    }
+}
+
+/// Where to split, once that is known; for ever when nobody looks.
+async fn next_of(sizing: &mut Option<SplitPoint>) -> Option<Arc<[u8]>> {
+    match sizing {
+        Some(looking) => looking.await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the size of a span is not known, it stays whole for now");
+            None
+        }),
+        None => std::future::pending().await,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use capturedrain_core::model::CommitTs;
+use capturedrain_core::model::{CommitTs, WriterEpoch};
 
 /// Why rows do not flow.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -16,10 +16,12 @@ pub enum PipelineError {
         reason: String,
     },
     /// The address of a sink makes no sense.
-    #[error("\"{url}\" is not a sink: use file:///FOLDER or blackhole://")]
+    #[error("\"{url}\" is not a sink: {reason}")]
     SinkUrl {
         /// What was given.
         url: String,
+        /// What is wrong with it.
+        reason: String,
     },
     /// The source does not answer.
     #[error("source {url} does not answer: {reason}")]
@@ -29,14 +31,24 @@ pub enum PipelineError {
         /// What the client says.
         reason: String,
     },
+    /// A file of a TLS connection cannot be used.
+    #[error("TLS file {path} cannot be used: {reason}")]
+    TlsFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The source would lose data silently.
     #[error(
-        "source {url} is etcd {version}, whose watch progress is not to be trusted (etcd-io/etcd #15220, #17557): \
-         upgrade it to 3.4.31, 3.5.13, 3.6.0 or later"
+        "source {url}: {endpoint} is etcd {version}, whose watch progress is not to be trusted (etcd-io/etcd #15220, \
+         #17557): upgrade it to 3.4.31, 3.5.13, 3.6.0 or later"
     )]
     Untrusted {
         /// The source.
         url: String,
+        /// Which of its members.
+        endpoint: String,
         /// What it says it is.
         version: String,
     },
@@ -66,6 +78,22 @@ pub enum PipelineError {
         /// What was asked for.
         start_ts: CommitTs,
     },
+    /// The revision that a snapshot is read at is gone; another one may begin, by a new writer.
+    #[error("source {url} was compacted past revision {revision} while its snapshot was read; it begins anew")]
+    SnapshotGone {
+        /// The source.
+        url: String,
+        /// At which the snapshot was read.
+        revision: CommitTs,
+    },
+    /// A row that is larger than anything that etcd is made for.
+    #[error("{url} has a row above {limit_bytes} bytes, which is not replicated")]
+    Oversized {
+        /// The source or sink.
+        url: String,
+        /// The limit.
+        limit_bytes: usize,
+    },
     /// A synthetic stream of ages would be made.
     #[error("start_ts {start_ts} of {url} is not within the last day: it counts milliseconds since 1970")]
     TooOld {
@@ -73,6 +101,37 @@ pub enum PipelineError {
         url: String,
         /// What was asked for.
         start_ts: CommitTs,
+    },
+    /// The sink does not answer.
+    #[error("sink {url} does not answer: {reason}")]
+    SinkUnreachable {
+        /// Where it was looked for.
+        url: String,
+        /// What the client says.
+        reason: String,
+    },
+    /// The sink cannot be a mirror of this source until somebody changes something.
+    #[error("sink {url} {reason}")]
+    SinkUnusable {
+        /// Which.
+        url: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// Another writer has the range.
+    #[error(
+        "sink {url} refuses writer {writer}: writer {by} was there; when no other changefeed has this sink, delete the \
+         keys below {fences} in it"
+    )]
+    Fenced {
+        /// The sink.
+        url: String,
+        /// Who was refused.
+        writer: WriterEpoch,
+        /// Who was there, or what is there.
+        by: String,
+        /// Where the fences are.
+        fences: String,
     },
     /// A sink's folder cannot be used at all.
     #[error("sink folder {path} cannot be used: {reason}; make it writable for capturedrain, or choose another")]
@@ -95,7 +154,28 @@ pub enum PipelineError {
 impl PipelineError {
     /// Whether trying again has no point.
     pub fn is_fatal(&self) -> bool {
-        !matches!(self, Self::Unreachable { .. } | Self::SinkWrite { .. })
+        match self {
+            Self::Unreachable { .. }
+            | Self::SinkUnreachable { .. }
+            | Self::TlsFile { .. }
+            | Self::SnapshotGone { .. }
+            | Self::Fenced { .. }
+            | Self::SinkWrite { .. } => false,
+            Self::SourceUrl { .. }
+            | Self::SinkUrl { .. }
+            | Self::Untrusted { .. }
+            | Self::Compacted { .. }
+            | Self::WentBack { .. }
+            | Self::Oversized { .. }
+            | Self::TooOld { .. }
+            | Self::SinkUnusable { .. }
+            | Self::SinkFolder { .. } => true,
+        }
+    }
+
+    /// Whether it passes when the other side comes back, so that the same can be tried again.
+    pub(super) fn is_outage(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::SinkUnreachable { .. } | Self::TlsFile { .. })
     }
 
     /// A stable word for error details, metrics and logs.
@@ -103,8 +183,14 @@ impl PipelineError {
         match self {
             Self::SourceUrl { .. } | Self::SinkUrl { .. } | Self::TooOld { .. } => "USAGE",
             Self::Unreachable { .. } => "SOURCE_UNREACHABLE",
-            Self::Untrusted { .. } | Self::Compacted { .. } | Self::WentBack { .. } => "SOURCE_UNUSABLE",
-            Self::SinkFolder { .. } | Self::SinkWrite { .. } => "ENVIRONMENT",
+            Self::Untrusted { .. }
+            | Self::Compacted { .. }
+            | Self::WentBack { .. }
+            | Self::Oversized { .. }
+            | Self::SnapshotGone { .. } => "SOURCE_UNUSABLE",
+            Self::SinkUnreachable { .. } => "SINK_UNREACHABLE",
+            Self::SinkUnusable { .. } | Self::Fenced { .. } => "SINK_UNUSABLE",
+            Self::SinkFolder { .. } | Self::SinkWrite { .. } | Self::TlsFile { .. } => "ENVIRONMENT",
         }
     }
 }

@@ -5,6 +5,7 @@
 mod config;
 mod dispatcher;
 mod error;
+mod etcd;
 mod probe;
 mod sink;
 mod source;
@@ -23,12 +24,13 @@ use tokio::{
     task::AbortHandle,
 };
 
+use self::sink::Mirrors;
 pub use self::{
-    config::{EtcdUrl, SinkUrl, SourceUrl, SyntheticUrl, check_config},
+    config::{EtcdUrl, SinkUrl, SourceUrl, SyntheticUrl, TlsFiles, check_config},
     error::PipelineError,
     probe::{Probe, probe},
     sink::{SinkRow, SpanLine, file_name, parse_file_name},
-    source::{Row, RowOp, etcd_history, etcd_state, synthetic_rows, synthetic_table},
+    source::{Row, RowOp, etcd_history, etcd_state, mirror_state, synthetic_rows, synthetic_table},
     table::{folder, table_of},
 };
 
@@ -44,6 +46,7 @@ struct Running {
 /// All dispatchers and triggers of a capture.
 pub struct Pipeline {
     events: mpsc::Sender<WorkEvent>,
+    mirrors: Mirrors,
     dispatchers: HashMap<DispatcherKey, Running>,
     triggers: HashMap<(ChangefeedId, ChangefeedEpoch), Running>,
     until_sweep: u32,
@@ -61,7 +64,13 @@ impl fmt::Debug for Pipeline {
 impl Pipeline {
     /// Nothing runs yet. What happens is told through `events`.
     pub fn new(events: mpsc::Sender<WorkEvent>) -> Self {
-        Self { events, dispatchers: HashMap::new(), triggers: HashMap::new(), until_sweep: SWEEP_ORDERS }
+        Self {
+            events,
+            mirrors: Mirrors::default(),
+            dispatchers: HashMap::new(),
+            triggers: HashMap::new(),
+            until_sweep: SWEEP_ORDERS,
+        }
     }
 
     /// Takes an order of the core. Never waits; a repeated order does nothing.
@@ -73,7 +82,7 @@ impl Pipeline {
                     let (stop, stopped) = oneshot::channel();
                     let (events, panicked) = (self.events.clone(), key.clone());
                     let job = dispatcher::Job { key: key.clone(), span, start_ts, config };
-                    let work = dispatcher::run(job, events.clone(), stopped);
+                    let work = dispatcher::run(job, self.mirrors.clone(), events.clone(), stopped);
                     let abort = spawn(work, events, move |error| WorkEvent::Failed {
                         key: panicked,
                         checkpoint_ts: start_ts,

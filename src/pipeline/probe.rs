@@ -1,13 +1,14 @@
 //! Looks whether a changefeed could run from here, before it is created.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use capturedrain_core::model::{ChangefeedConfig, CommitTs};
 use etcd_client::GetOptions;
 
 use super::{
-    EtcdUrl, PipelineError, SinkUrl, SourceUrl, SyntheticUrl, sink,
-    source::{connect, read, revision_of},
+    EtcdUrl, PipelineError, SinkUrl, SourceUrl, SyntheticUrl, check_config,
+    etcd::{Etcd, Range, Role, revision_of},
+    sink,
     table::after,
 };
 use crate::clock::wall;
@@ -30,12 +31,14 @@ pub struct Probe {
 /// # Errors
 /// Why the changefeed could not run.
 pub async fn probe(config: &ChangefeedConfig, start_ts: Option<CommitTs>) -> Result<Probe, PipelineError> {
+    check_config(config)?;
     let source = SourceUrl::parse(&config.source)?;
-    sink::check(&SinkUrl::parse(&config.sink)?).await?;
-    match source {
-        SourceUrl::Etcd(url) => etcd(&url, start_ts.unwrap_or(0)).await,
-        SourceUrl::Synthetic(url) => synthetic(&url, start_ts),
-    }
+    let found = match &source {
+        SourceUrl::Etcd(url) => etcd(url, start_ts.unwrap_or(0)).await?,
+        SourceUrl::Synthetic(url) => synthetic(url, start_ts)?,
+    };
+    sink::check(&SinkUrl::parse(&config.sink)?, &source, found.start_ts).await?;
+    Ok(found)
 }
 
 fn synthetic(url: &SyntheticUrl, start_ts: Option<CommitTs>) -> Result<Probe, PipelineError> {
@@ -49,11 +52,12 @@ fn synthetic(url: &SyntheticUrl, start_ts: Option<CommitTs>) -> Result<Probe, Pi
 }
 
 async fn etcd(url: &EtcdUrl, start_ts: CommitTs) -> Result<Probe, PipelineError> {
-    let mut client = connect(url).await?;
-    let options = || GetOptions::new().with_range(after(&url.prefix)).with_count_only();
+    let etcd = Etcd::connect(&Arc::new(url.clone()), Role::Source).await?;
+    let (end, count) = (after(&url.prefix), GetOptions::new().with_count_only());
+    let range = |revision| Range { start: &url.prefix, end: &end, revision };
     // At a revision that is compacted, or still to come, this fails and says so.
-    read(url, &mut client, &url.prefix, options(), start_ts).await?;
-    let present = read(url, &mut client, &url.prefix, options(), 0).await?;
+    etcd.read(&range(start_ts), count.clone()).await?;
+    let present = etcd.read(&range(0), count).await?;
     let mut warnings = Vec::new();
     if present.count() == 0 {
         let prefix = String::from_utf8_lossy(&url.prefix);

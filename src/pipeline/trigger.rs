@@ -1,6 +1,10 @@
 //! The table trigger: watches a changefeed's range for tables that appear or vanish.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use capturedrain_core::{
     model::{ChangefeedConfig, ChangefeedEpoch, ChangefeedId, CommitTs, Span},
@@ -13,14 +17,14 @@ use tokio::{
 };
 
 use super::{
-    EtcdUrl, PipelineError, SourceUrl, SyntheticUrl,
-    source::{Batch, EtcdFeed, RowOp, connect, read, revision_of, synthetic_table},
-    table::{after, table_of, whole},
+    EtcdUrl, PipelineError, SinkUrl, SourceUrl, SyntheticUrl,
+    etcd::{Etcd, PageSize, Range, Role, revision_of},
+    sink,
+    source::{Batch, EtcdFeed, RowOp, synthetic_table},
+    table::{after, table_of, whole, whole_of},
 };
 use crate::clock::wall;
 
-/// How many keys a page of the listing has.
-const PAGE_KEYS: i64 = 10_000;
 /// How long after a source that did not answer it is asked again.
 const RETRY: Duration = Duration::from_millis(500);
 /// How often a stream whose tables never change says that they have not.
@@ -133,8 +137,7 @@ impl Tables {
 }
 
 async fn watch_etcd(job: &Job, url: &EtcdUrl, events: &mpsc::Sender<WorkEvent>) -> Result<(), PipelineError> {
-    let (mut tables, news) = list(url, job.start_ts).await?;
-    let mut feed = EtcdFeed::of_prefix(url, after(&url.prefix), news.resolved_ts);
+    let (mut tables, news, mut feed) = begin(job, url).await?;
     if !tell(job, news, events).await {
         return Ok(());
     }
@@ -149,40 +152,53 @@ async fn watch_etcd(job: &Job, url: &EtcdUrl, events: &mpsc::Sender<WorkEvent>) 
     }
 }
 
-/// The tables at `start_ts`, or the present ones when that is 0; asked for until the source answers.
-async fn list(url: &EtcdUrl, start_ts: CommitTs) -> Result<(Tables, News), PipelineError> {
+/// The tables at `start_ts`, or the present ones when that is 0, and a feed that goes on from there; tried until source
+/// and sink answer.
+async fn begin(job: &Job, url: &EtcdUrl) -> Result<(Tables, News, EtcdFeed), PipelineError> {
     let mut told = false;
     loop {
-        match try_list(url, start_ts).await {
-            Err(error) if !error.is_fatal() => {
+        match try_begin(job, url).await {
+            // Nothing was told of that revision, so that a later one is as good.
+            Err(PipelineError::Compacted { .. }) if job.start_ts == 0 => {}
+            Err(error) if error.is_outage() => {
                 if !told {
-                    tracing::warn!(%error, "source is not reached, trying again");
+                    tracing::warn!(changefeed = %job.changefeed, %error, "tables cannot be listed, trying again");
                 }
                 told = true;
-                time::sleep(RETRY).await;
             }
-            listed => return listed,
+            begun => return begun,
         }
+        time::sleep(RETRY).await;
     }
 }
 
-async fn try_list(url: &EtcdUrl, start_ts: CommitTs) -> Result<(Tables, News), PipelineError> {
-    let mut client = connect(url).await?;
+async fn try_begin(job: &Job, url: &EtcdUrl) -> Result<(Tables, News, EtcdFeed), PipelineError> {
+    let (tables, mut news) = list(url, job.start_ts).await?;
+    if job.start_ts == 0 {
+        left_over(job, url, &tables, &mut news).await?;
+    }
+    let mut feed = EtcdFeed::of_prefix(url, after(&url.prefix), news.resolved_ts);
+    feed.open().await?;
+    Ok((tables, news, feed))
+}
+
+async fn list(url: &EtcdUrl, start_ts: CommitTs) -> Result<(Tables, News), PipelineError> {
+    let etcd = Etcd::connect(&Arc::new(url.clone()), Role::Source).await?;
     let mut tables = Tables { prefix: url.prefix.clone(), keys: BTreeMap::new() };
     let mut news = News { resolved_at_ms: wall().0, resolved_ts: start_ts, ..News::default() };
-    let (mut next, end) = (url.prefix.clone(), after(&url.prefix));
+    let (mut start, end, mut size) = (url.prefix.clone(), after(&url.prefix), PageSize::bare());
     loop {
-        let options = GetOptions::new().with_range(end.clone()).with_keys_only().with_limit(PAGE_KEYS);
-        let page = read(url, &mut client, &next, options, news.resolved_ts).await?;
+        let range = Range { start: &start, end: &end, revision: news.resolved_ts };
+        let page = etcd.page(&range, GetOptions::new().with_keys_only(), &mut size).await?;
         if news.resolved_ts == 0 {
-            news.resolved_ts = revision_of(&page);
+            news.resolved_ts = revision_of(&page.answer);
         }
-        for kv in page.kvs() {
+        for kv in page.answer.kvs() {
             news.born.extend(tables.add(kv.key()).map(|span| (span, start_ts + 1)));
         }
-        match page.kvs().last() {
-            Some(last) if page.more() => next = [last.key(), &[0]].concat(),
-            _ => break,
+        match page.next {
+            Some(next) => start = next,
+            None => break,
         }
     }
     if start_ts > 0 {
@@ -190,6 +206,20 @@ async fn try_list(url: &EtcdUrl, start_ts: CommitTs) -> Result<(Tables, News), P
         news.resolved_at_ms = 0;
     }
     Ok((tables, news))
+}
+
+/// Tables that the sink has from a snapshot which nobody finished, and the source has no more: they are born and end at
+/// once, so that what the sink has of them is replaced by nothing.
+async fn left_over(job: &Job, url: &EtcdUrl, tables: &Tables, news: &mut News) -> Result<(), PipelineError> {
+    let present: BTreeSet<_> = tables.keys.keys().cloned().collect();
+    for segment in sink::tables(&SinkUrl::parse(&job.config.sink)?).await? {
+        let span = whole_of(&url.prefix, &segment);
+        if !present.contains(&span.table) {
+            news.ended.push((span.table.clone(), news.resolved_ts));
+            news.born.push((span, job.start_ts + 1));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -213,7 +243,7 @@ mod tests {
             row(8, "/p/a/1", false, false),
             row(9, "/p/a/2", false, false),
         ];
-        let news = tables.follow(&Batch { rows, resolved_ts: 9, resolved_at_ms: 0 });
+        let news = tables.follow(&Batch { rows, covered: None, resolved_ts: 9, resolved_at_ms: 0 });
         assert_eq!(news.born.iter().map(|(span, ts)| (&*span.table, *ts)).collect::<Vec<_>>(), [("a", 5)]);
         assert_eq!(news.ended, [("a".into(), 9)]);
         assert!(tables.keys.is_empty());

@@ -1,37 +1,35 @@
 //! A cluster's state in one file: the store model, with every change committed before it is answered.
 //!
 //! Opening the file takes its lock and voids all leases, since whoever held them is gone. The clocks of leases live in
-//! memory. After an error of the file it is opened anew, and the model is what the file has.
+//! memory. After an error of the file it is opened anew, and the model is what the file has; until that succeeds
+//! nothing is served, since the model may have what was never persisted.
 
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, Weak},
     time::{Duration, Instant as Clock},
 };
 
 use capturedrain_core::{
     model::Instant,
-    store::{Change, Entry, LeaseId, Listing, Model, Op, Revision, TXN_MAX_OPS, Txn, TxnOutcome},
+    store::{Entry, LeaseId, Listing, Model, Op, Revision, TXN_MAX_OPS, Txn, TxnOutcome},
 };
 use futures::{StreamExt as _, stream};
-use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError, TableDefinition};
 use tokio::{sync::watch, task, time};
 
-use super::{Store, StoreError, Watch, WatchError};
+use super::{Store, StoreError, Watch, WatchError, file::File};
 
-/// Create revision, modification revision and lease (0: none), 8 bytes each, then the value.
-const KEYS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("keys");
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-const REVISION: &str = "revision";
-const HEADER_BYTES: usize = 24;
 /// The longest time between two looks at the leases.
 const LEASE_LOOK: Duration = Duration::from_millis(200);
+/// How long after leases could not be ended the next attempt is made.
+const LEASE_BACKOFF: Duration = Duration::from_secs(1);
 
 struct State {
+    /// To be read only while the file is open: otherwise it may have what was never persisted.
     model: Model,
     /// `None` after an error, until it could be opened anew.
-    file: Option<Database>,
+    file: Option<File>,
 }
 
 struct Shared {
@@ -61,8 +59,8 @@ impl Embedded {
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let path = path.as_ref().to_owned();
         let opened = task::spawn_blocking(move || -> Result<Self, StoreError> {
-            let file = open_file(&path)?;
-            let (revision, entries) = read(&file).map_err(|error| storage(&path, &error))?;
+            let file = File::open(&path)?;
+            let (revision, entries) = file.read()?;
             let leased: Vec<_> = entries.iter().filter(|e| e.lease.is_some()).map(|e| e.key.clone()).collect();
             let model = Model::restore(revision, entries);
             let shared = Shared {
@@ -83,9 +81,12 @@ impl Embedded {
         Ok(store)
     }
 
-    async fn with<T: Send + 'static>(&self, work: impl FnOnce(&Shared) -> T + Send + 'static) -> Result<T, StoreError> {
+    async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let shared = self.shared.clone();
-        joined(task::spawn_blocking(move || work(&shared)).await)
+        joined(task::spawn_blocking(move || work(&shared)).await)?
     }
 }
 
@@ -99,14 +100,25 @@ impl Shared {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic while it was held has left the model as some transaction made it, or as the file has it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(|poisoned| {
+            // Nobody knows how far the model came before the panic. The file does.
+            let mut state = poisoned.into_inner();
+            state.file = None;
+            self.state.clear_poison();
+            state
+        })
+    }
+
+    /// The model, as the file has it.
+    fn opened(&self) -> Result<MutexGuard<'_, State>, StoreError> {
+        let mut state = self.state();
+        self.reopen(&mut state)?;
+        Ok(state)
     }
 
     /// Changes the model, and commits what changed. On an error the model is what the file has.
     fn change<T>(&self, change: impl FnOnce(&mut Model) -> T) -> Result<T, StoreError> {
-        let mut state = self.state();
-        self.reopen(&mut state)?;
+        let mut state = self.opened()?;
         let before = state.model.revision();
         let answer = change(&mut state.model);
         let after = state.model.revision();
@@ -117,7 +129,9 @@ impl Shared {
             tracing::warn!(%error, "the embedded store is opened anew");
             state.file = None;
             // What was tried may be in the file or not: only the file knows. Who watches sees it when it is read again.
-            let _ = self.reopen(&mut state);
+            if let Err(error) = self.reopen(&mut state) {
+                tracing::warn!(%error, "the embedded store stays closed for now");
+            }
             return Err(error);
         }
         drop(state);
@@ -131,15 +145,15 @@ impl Shared {
         };
         let changed = state.model.changes_after(before, "", "\u{10ffff}");
         let changed = changed.map_err(|error| StoreError::Rejected(error.to_string()))?;
-        write(file, state.model.revision(), &changed.changes).map_err(|error| storage(&self.path, &error))
+        file.write(state.model.revision(), &changed.changes)
     }
 
     fn reopen(&self, state: &mut State) -> Result<(), StoreError> {
         if state.file.is_some() {
             return Ok(());
         }
-        let file = open_file(&self.path)?;
-        let (revision, entries) = read(&file).map_err(|error| storage(&self.path, &error))?;
+        let file = File::open(&self.path)?;
+        let (revision, entries) = file.read()?;
         state.model.reload(revision, entries);
         state.file = Some(file);
         self.revision.send_replace(revision);
@@ -153,97 +167,27 @@ async fn end_leases(shared: Weak<Shared>) {
         let Some(shared) = shared.upgrade() else { return };
         let ended = task::spawn_blocking(move || {
             let now = shared.now();
-            let due = shared.state().model.next_expiry().is_some_and(|at| at <= now);
+            let due = shared.opened()?.model.next_expiry().is_some_and(|at| at <= now);
             if due { shared.change(|model| model.expire(now)) } else { Ok(()) }
         });
         if let Ok(Err(error)) = ended.await {
             tracing::warn!(%error, "leases cannot be ended");
+            time::sleep(LEASE_BACKOFF).await;
         }
     }
-}
-
-fn open_file(path: &Path) -> Result<Database, StoreError> {
-    Database::create(path).map_err(|error| match error {
-        DatabaseError::DatabaseAlreadyOpen => StoreError::InUse(path.to_owned()),
-        DatabaseError::Storage(error) => storage(path, &error.into()),
-        other => StoreError::Damaged { path: path.to_owned(), reason: other.to_string() },
-    })
-}
-
-fn storage(path: &Path, error: &redb::Error) -> StoreError {
-    let (path, reason) = (path.to_owned(), error.to_string());
-    let damaged = match error {
-        redb::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
-        redb::Error::Corrupted(_) | redb::Error::TableTypeMismatch { .. } => true,
-        _ => false,
-    };
-    if damaged { StoreError::Damaged { path, reason } } else { StoreError::Io { path, reason } }
-}
-
-fn read(file: &Database) -> Result<(Revision, Vec<Entry>), redb::Error> {
-    let reading = file.begin_read()?;
-    let table = match reading.open_table(KEYS) {
-        Ok(table) => table,
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok((0, Vec::new())),
-        Err(error) => return Err(error.into()),
-    };
-    let revision = reading.open_table(META)?.get(REVISION)?.map_or(0, |value| value.value());
-    let mut entries = Vec::new();
-    for row in table.iter()? {
-        let (key, value) = row?;
-        let (header, rest) = value
-            .value()
-            .split_at_checked(HEADER_BYTES)
-            .ok_or_else(|| StorageError::Corrupted(format!("the value of {} is too short", key.value())))?;
-        let number = |n: usize| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&header[n * 8..n * 8 + 8]);
-            u64::from_le_bytes(bytes)
-        };
-        let lease = number(2).cast_signed();
-        entries.push(Entry {
-            key: key.value().into(),
-            value: rest.into(),
-            create_revision: number(0),
-            mod_revision: number(1),
-            lease: (lease != 0).then_some(LeaseId(lease)),
-        });
-    }
-    Ok((revision, entries))
-}
-
-fn write(file: &Database, revision: Revision, changes: &[Change]) -> Result<(), redb::Error> {
-    // redb's default durability is immediate: `commit` returns when the file is synced.
-    let writing = file.begin_write()?;
-    {
-        let mut keys = writing.open_table(KEYS)?;
-        for change in changes {
-            match change {
-                Change::Put(entry) => {
-                    let lease = entry.lease.map_or(0, |lease| lease.0.cast_unsigned());
-                    let header = [entry.create_revision, entry.mod_revision, lease].map(u64::to_le_bytes).concat();
-                    keys.insert(&*entry.key, [&header, &*entry.value].concat().as_slice())?;
-                }
-                Change::Deleted(key) => drop(keys.remove(&**key)?),
-            }
-        }
-        writing.open_table(META)?.insert(REVISION, revision)?;
-    }
-    writing.commit()?;
-    Ok(())
 }
 
 impl Store for Embedded {
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        self.with(move |shared| shared.state().model.grant(ttl, shared.now())).await
+        self.with(move |shared| Ok(shared.opened()?.model.grant(ttl, shared.now()))).await
     }
 
     async fn keep(&self, lease: LeaseId) -> Result<bool, StoreError> {
-        self.with(move |shared| shared.state().model.keep(lease, shared.now())).await
+        self.with(move |shared| Ok(shared.opened()?.model.keep(lease, shared.now()))).await
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.with(move |shared| shared.change(|model| model.revoke(lease))).await?
+        self.with(move |shared| shared.change(|model| model.revoke(lease))).await
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
@@ -252,22 +196,22 @@ impl Store for Embedded {
             return Err(StoreError::Rejected(format!("{asked} operations in a transaction, {TXN_MAX_OPS} at most")));
         }
         self.with(move |shared| {
-            shared.change(|model| model.txn(&txn)).unwrap_or_else(|error| {
+            Ok(shared.change(|model| model.txn(&txn)).unwrap_or_else(|error| {
                 tracing::warn!(%error, "no telling whether a transaction took effect");
                 TxnOutcome::Unknown
-            })
+            }))
         })
         .await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         let key = key.to_owned();
-        self.with(move |shared| shared.state().model.get(&key).cloned()).await
+        self.with(move |shared| Ok(shared.opened()?.model.get(&key).cloned())).await
     }
 
     async fn list(&self, start: &str, end: &str) -> Result<Listing, StoreError> {
         let (start, end) = (start.to_owned(), end.to_owned());
-        self.with(move |shared| shared.state().model.list(&start, &end)).await
+        self.with(move |shared| Ok(shared.opened()?.model.list(&start, &end))).await
     }
 
     fn watch(&self, start: &str, end: &str, after: Revision) -> Watch {
@@ -281,7 +225,8 @@ impl Store for Embedded {
                     // Marked as seen before it is read: a change in between wakes the next round.
                     revision.mark_unchanged();
                     let (start, end) = (start.clone(), end.clone());
-                    let told = store.with(move |shared| shared.state().model.changes_after(seen, &start, &end)).await;
+                    let told =
+                        store.with(move |shared| Ok(shared.opened()?.model.changes_after(seen, &start, &end))).await;
                     match told {
                         Ok(Ok(changes)) if changes.revision > seen => {
                             let next = changes.revision;
@@ -295,5 +240,101 @@ impl Store for Embedded {
             }
         })
         .boxed()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use std::{fs, future::Future};
+
+    use capturedrain_core::store::Change;
+
+    use super::*;
+    use crate::store::file::failing::Disk;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// A store on a disk that can be made to fail.
+    async fn on_a_disk(path: &Path) -> (Embedded, Disk) {
+        let store = Embedded::open(path).await.unwrap();
+        let disk = Disk::default();
+        let mut state = store.shared.state();
+        state.file = None;
+        state.file = Some(disk.open(path));
+        drop(state);
+        (store, disk)
+    }
+
+    fn put(key: &str, value: &str, lease: Option<LeaseId>) -> Txn {
+        Txn { compares: Vec::new(), ops: vec![Op::Put { key: key.into(), value: value.as_bytes().into(), lease }] }
+    }
+
+    async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+        let asking = async {
+            while !holds().await {
+                time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        assert!(time::timeout(PATIENCE, asking).await.is_ok(), "waited {PATIENCE:?} for {what}");
+    }
+
+    #[tokio::test]
+    async fn what_was_never_persisted_is_not_served_while_the_file_cannot_be_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, aside) = (folder.path().join("store"), folder.path().join("aside"));
+        let (store, disk) = on_a_disk(&path).await;
+        let TxnOutcome::Committed(revision) = store.txn(put("a", "persisted", None)).await.unwrap() else {
+            unreachable!("there is no condition to refuse")
+        };
+        let mut watch = store.watch("", "z", revision);
+        // The write fails, and what is at its path then is nothing that could be opened.
+        fs::rename(&path, &aside).unwrap();
+        fs::create_dir(&path).unwrap();
+        disk.fail();
+        assert_eq!(store.txn(put("a", "lost", None)).await.unwrap(), TxnOutcome::Unknown);
+        assert!(store.get("a").await.is_err());
+        assert!(store.list("", "z").await.is_err());
+        assert!(store.keep(LeaseId(1)).await.is_err());
+        let told = store.watch("", "z", revision).next().await;
+        assert!(matches!(told, Some(Err(WatchError::Broken(_)))), "{told:?}");
+        fs::remove_dir(&path).unwrap();
+        fs::rename(&aside, &path).unwrap();
+        assert_eq!(&*store.get("a").await.unwrap().unwrap().value, b"persisted");
+        assert!(matches!(store.txn(put("a", "later", None)).await.unwrap(), TxnOutcome::Committed(_)));
+        let told = watch.next().await.unwrap().unwrap();
+        assert!(matches!(&*told.changes, [Change::Put(entry)] if &*entry.value == b"later"), "{told:?}");
+    }
+
+    /// Lets the disk fail until somebody has noticed, with the keys of a lease still there afterwards.
+    async fn ended_in_vain(path: &Path, ttl: Duration, end: impl AsyncFnOnce(&Embedded, LeaseId)) -> Embedded {
+        let (store, disk) = on_a_disk(path).await;
+        let lease = store.grant(ttl).await.unwrap();
+        let written = store.txn(put("capture/a", "registered", Some(lease))).await.unwrap();
+        assert!(matches!(written, TxnOutcome::Committed(_)), "{written:?}");
+        disk.fail();
+        end(&store, lease).await;
+        until("the end to fail", || async { disk.failed() }).await;
+        store
+    }
+
+    #[tokio::test]
+    async fn a_registration_whose_lease_ran_out_on_a_full_disk_does_not_stay_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let store = ended_in_vain(&path, Duration::from_millis(100), async |_, _| ()).await;
+        until("the registration to go", || async { store.get("capture/a").await.unwrap().is_none() }).await;
+    }
+
+    #[tokio::test]
+    async fn a_lease_given_back_on_a_full_disk_ends_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let store = ended_in_vain(&path, Duration::from_hours(1), async |store: &Embedded, lease| {
+            assert!(store.revoke(lease).await.is_err());
+            assert!(!store.keep(lease).await.unwrap(), "who gave it back has it no more");
+        })
+        .await;
+        until("the registration to go", || async { store.get("capture/a").await.unwrap().is_none() }).await;
     }
 }

@@ -1,4 +1,7 @@
 //! A cluster's state in etcd, below `/capturedrain/<cluster>/`.
+//!
+//! Watches ask for no progress notices, so that versions whose notices overtake events, which a source refuses, lose
+//! nothing here.
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
@@ -16,8 +19,11 @@ use super::{CALL_TIMEOUT, Store, StoreError, Watch, WatchError};
 
 /// How many keys one page of a listing has.
 const PAGE_KEYS: i64 = 1000;
-/// How often an idle connection is tried, so that a dead one is noticed.
-const KEEP_ALIVE: Duration = Duration::from_secs(3);
+/// How often an idle connection is tried, so that a dead one is noticed. etcd takes more than one try in 5 s for an
+/// attack, and closes the connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(6);
+/// How long such a try waits for its answer.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// What etcd's client says of a lease that is over.
 const LEASE_NOT_FOUND: &str = "lease not found";
 
@@ -43,8 +49,10 @@ impl Etcd {
     pub async fn connect(endpoints: &[String], cluster: &str) -> Result<Self, StoreError> {
         let options = ConnectOptions::new()
             .with_connect_timeout(CALL_TIMEOUT)
-            .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE)
-            .with_keep_alive_while_idle(true);
+            .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE_TIMEOUT)
+            .with_keep_alive_while_idle(true)
+            // A member that is cut off from the others says so, also to watches, which would be silent for ever.
+            .with_require_leader(true);
         let named: Arc<str> = endpoints.join(",").into();
         let client = Client::connect(endpoints, Some(options)).await.map_err(|error| unreachable(&named, &error))?;
         let store = Self { client, endpoints: named, prefix: format!("/capturedrain/{cluster}/").into() };

@@ -4,6 +4,7 @@
 
 mod embedded;
 mod etcd;
+mod file;
 
 use std::{path::PathBuf, time::Duration};
 

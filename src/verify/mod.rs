@@ -5,14 +5,17 @@ mod reader;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    ops::RangeInclusive,
     path::Path,
 };
 
 use capturedrain_core::model::CommitTs;
+use serde::Serialize;
 
 use self::reader::Effective;
 use crate::pipeline::{
-    PipelineError, Row, RowOp, SourceUrl, etcd_history, etcd_state, synthetic_rows, synthetic_table,
+    EtcdUrl, PipelineError, Row, RowOp, SourceUrl, etcd_history, etcd_state, mirror_state, synthetic_rows,
+    synthetic_table,
 };
 
 /// A comparison that could not be made.
@@ -32,7 +35,7 @@ pub enum VerifyError {
 }
 
 /// What the comparison found. Good when nothing is lost, doubled, out of order or foreign.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Proof {
     /// Rows of the sink that count.
     pub rows: u64,
@@ -151,21 +154,91 @@ fn compare_ends(effective: &Effective, source: &[Row]) -> Proof {
     proof
 }
 
+fn etcd_url(source: &str) -> Result<EtcdUrl, PipelineError> {
+    match SourceUrl::parse(source)? {
+        SourceUrl::Etcd(url) => Ok(url),
+        SourceUrl::Synthetic(url) => {
+            Err(PipelineError::SourceUrl { url: url.url, reason: "it is not an etcd".to_owned() })
+        }
+    }
+}
+
 /// Compares a sink with a range of an etcd at a revision: with its history when the changefeed began after a revision of
 /// its own, with the keys and values there when it began with a snapshot.
 ///
 /// # Errors
 /// When one of them cannot be read.
 pub async fn against_etcd(folder: &Path, source: &str, revision: CommitTs) -> Result<Proof, VerifyError> {
-    let SourceUrl::Etcd(url) = SourceUrl::parse(source)? else {
-        let reason = "it is not an etcd".to_owned();
-        return Err(PipelineError::SourceUrl { url: source.to_owned(), reason }.into());
-    };
+    let url = etcd_url(source)?;
     let effective = reader::read(folder, revision)?;
     Ok(match effective.start_ts {
         0 => compare_ends(&effective, &etcd_state(&url, revision).await?),
         start_ts => compare_rows(&effective, &etcd_history(&url, start_ts, revision).await?),
     })
+}
+
+/// Compares a sink with the whole history of a range of an etcd, from after `start_ts`, at which the changefeed began, up
+/// to a revision: also files of a sink that are missing altogether are noticed.
+///
+/// # Errors
+/// When one of them cannot be read.
+pub async fn against_history(
+    folder: &Path,
+    source: &str,
+    start_ts: CommitTs,
+    revision: CommitTs,
+) -> Result<Proof, VerifyError> {
+    let url = etcd_url(source)?;
+    let effective = reader::read(folder, revision)?;
+    Ok(compare_rows(&effective, &etcd_history(&url, start_ts, revision).await?))
+}
+
+/// Compares a mirror with the range of an etcd that it is a copy of, both as they are now: nobody should write meanwhile.
+/// Rows are keys.
+///
+/// # Errors
+/// When one of them cannot be read.
+pub async fn against_mirror(source: &str, sink: &str) -> Result<Proof, VerifyError> {
+    let (source, sink) = (etcd_url(source)?, etcd_url(sink)?);
+    let below = |prefix: &[u8], rows: Vec<Row>| -> BTreeMap<Vec<u8>, Row> {
+        rows.into_iter().map(|row| (row.key.strip_prefix(prefix).unwrap_or(&row.key).to_vec(), row)).collect()
+    };
+    let truth = below(&source.prefix, etcd_state(&source, 0).await?);
+    Ok(compare_copies(&truth, &below(&sink.prefix, mirror_state(&sink).await?)))
+}
+
+/// Compares keys and values.
+fn compare_copies(truth: &BTreeMap<Vec<u8>, Row>, copy: &BTreeMap<Vec<u8>, Row>) -> Proof {
+    let mut proof = Proof { rows: copy.len() as u64, ..Proof::default() };
+    for (key, row) in truth {
+        if copy.get(key).is_none_or(|copied| copied.op != row.op) {
+            proof.lost += 1;
+            proof.note("lost", row);
+        }
+    }
+    for (_, row) in copy.iter().filter(|(key, _)| !truth.contains_key(*key)) {
+        proof.foreign += 1;
+        proof.note("foreign", row);
+    }
+    proof
+}
+
+/// Every change of a range of an etcd after one revision and up to another, in order: keys with their new values, `None`
+/// for a deletion.
+///
+/// # Errors
+/// When it cannot be read.
+pub async fn history(
+    source: &str,
+    start_ts: CommitTs,
+    revision: CommitTs,
+) -> Result<Vec<(Vec<u8>, Option<Vec<u8>>)>, VerifyError> {
+    let rows = etcd_history(&etcd_url(source)?, start_ts, revision).await?;
+    let value = |op| match op {
+        RowOp::Put(value) => Some(value),
+        RowOp::Delete => None,
+    };
+    Ok(rows.into_iter().map(|row| (row.key, value(row.op))).collect())
 }
 
 /// Compares a sink with a synthetic stream, from after `start_ts` up to `checkpoint_ts`.
@@ -178,6 +251,21 @@ pub fn against_synthetic(
     start_ts: CommitTs,
     checkpoint_ts: CommitTs,
 ) -> Result<Proof, VerifyError> {
+    against_synthetic_by(folder, source, start_ts, checkpoint_ts, &[]).map(|(proof, _)| proof)
+}
+
+/// The same, and what is lost, doubled and foreign among the rows that were committed in each of these stretches. What is
+/// out of order is only found where both rows are of one stretch.
+///
+/// # Errors
+/// When the sink cannot be read.
+pub fn against_synthetic_by(
+    folder: &Path,
+    source: &str,
+    start_ts: CommitTs,
+    checkpoint_ts: CommitTs,
+    stretches: &[RangeInclusive<CommitTs>],
+) -> Result<(Proof, Vec<Proof>), VerifyError> {
     let SourceUrl::Synthetic(url) = SourceUrl::parse(source)? else {
         let reason = "it is not a synthetic stream".to_owned();
         return Err(PipelineError::SourceUrl { url: source.to_owned(), reason }.into());
@@ -185,7 +273,14 @@ pub fn against_synthetic(
     let effective = reader::read(folder, checkpoint_ts)?;
     let tables = (0..url.tables).map(synthetic_table);
     let source: Vec<_> = tables.flat_map(|table| synthetic_rows(&url, &table, start_ts, checkpoint_ts)).collect();
-    Ok(compare_rows(&effective, &source))
+    let by_stretch = stretches.iter().map(|stretch| compare_stretch(&effective, &source, stretch));
+    Ok((compare_rows(&effective, &source), by_stretch.collect()))
+}
+
+/// Compares the rows of one stretch of commit timestamps.
+fn compare_stretch(effective: &Effective, source: &[Row], stretch: &RangeInclusive<CommitTs>) -> Proof {
+    let of = |rows: &[Row]| rows.iter().filter(|row| stretch.contains(&row.commit_ts)).cloned().collect::<Vec<_>>();
+    compare_rows(&Effective { rows: of(&effective.rows), start_ts: effective.start_ts }, &of(source))
 }
 
 #[cfg(test)]
@@ -213,6 +308,34 @@ mod tests {
         check(vec![b.clone(), a.clone(), c.clone()], &source, (0, 0, 1, 0));
         check(vec![a.clone(), row("k", 2, Some("x")), c.clone()], &source, (1, 0, 0, 1));
         check(vec![a, b, c, row("l", 3, None)], &source, (0, 0, 0, 1));
+    }
+
+    #[test]
+    fn damage_belongs_to_the_stretch_in_which_its_row_was_committed() {
+        let (a, b, c) = (row("k", 1, Some("a")), row("k", 2, Some("b")), row("k", 3, None));
+        let sink = Effective { rows: vec![a.clone(), a.clone(), c.clone()], start_ts: 1 };
+        let source = [a, b, c];
+        let of = |stretch| {
+            let proof = compare_stretch(&sink, &source, &stretch);
+            (proof.rows, proof.lost, proof.doubled)
+        };
+        assert_eq!([of(1..=1), of(2..=2), of(3..=9)], [(2, 0, 1), (0, 1, 0), (1, 0, 0)]);
+    }
+
+    #[test]
+    fn a_mirror_is_held_key_by_key() {
+        let rows = |rows: &[(&str, &str)]| -> BTreeMap<_, _> {
+            rows.iter().map(|(key, value)| (key.as_bytes().to_vec(), row(key, 1, Some(value)))).collect()
+        };
+        let truth = rows(&[("a", "1"), ("b", "2")]);
+        let check = |copy: &[(&str, &str)]| {
+            let proof = compare_copies(&truth, &rows(copy));
+            (proof.lost, proof.foreign, proof.is_good())
+        };
+        assert_eq!(check(&[("a", "1"), ("b", "2")]), (0, 0, true));
+        assert_eq!(check(&[("a", "1"), ("b", "x")]), (1, 0, false));
+        assert_eq!(check(&[("a", "1"), ("b", "2"), ("c", "3")]), (0, 1, false));
+        assert_eq!(check(&[]), (2, 0, false));
     }
 
     #[test]

@@ -218,7 +218,8 @@ fn encode_heartbeat(heartbeat: &Heartbeat) -> pb::Heartbeat {
         destinations: heartbeat.destinations.iter().map(encode_incarnation).collect(),
         shares: heartbeat.shares.iter().map(|(id, share)| (id.to_string(), *share)).collect(),
         balance: heartbeat.balance,
-        seen: heartbeat.seen,
+        beat: heartbeat.beat,
+        newcomers: heartbeat.newcomers.iter().map(encode_incarnation).collect(),
     }
 }
 
@@ -246,7 +247,8 @@ fn decode_heartbeat(heartbeat: pb::Heartbeat) -> Result<Heartbeat, Malformed> {
             .map(|(id, share)| Ok((changefeed(&id)?, share)))
             .collect::<Result<_, Malformed>>()?,
         balance: heartbeat.balance,
-        seen: heartbeat.seen,
+        beat: heartbeat.beat,
+        newcomers: each(heartbeat.newcomers, |who| decode_incarnation(Some(who)))?,
     })
 }
 
@@ -295,7 +297,8 @@ fn encode_ref(span: SpanId, writer_epoch: WriterEpoch) -> pb::DispatcherRef {
 
 fn encode_status(status: &Status) -> pb::status::What {
     match status {
-        Status::Inventory { part, parts, dispatchers } => pb::status::What::Inventory(pb::Inventory {
+        Status::Inventory { answer, part, parts, dispatchers } => pb::status::What::Inventory(pb::Inventory {
+            answer: *answer,
             part: *part,
             parts: *parts,
             dispatchers: dispatchers
@@ -323,6 +326,7 @@ fn encode_status(status: &Status) -> pb::status::What {
 fn decode_status(status: pb::status::What) -> Result<Status, Malformed> {
     Ok(match status {
         pb::status::What::Inventory(inventory) => Status::Inventory {
+            answer: inventory.answer,
             part: inventory.part,
             parts: inventory.parts,
             dispatchers: each(inventory.dispatchers, |hosted| {
@@ -424,7 +428,8 @@ mod tests {
             destinations: vec![who("a", 1)],
             shares: [(feed.clone(), 7)].into(),
             balance: true,
-            seen: 8,
+            beat: 8,
+            newcomers: vec![who("c", 5)],
         };
         let start =
             Command::StartMaintainer { changefeed: feed.clone(), epoch: EPOCH, place_revision: 11, config: config() };
@@ -486,9 +491,10 @@ mod tests {
             DispatcherFate::Failed { error: "why".to_owned(), fatal: true },
         ];
         let news = fates.map(|what| DispatcherNews { span: SpanId(1), writer_epoch: WRITER, what });
-        for status in
-            [Status::Inventory { part: 1, parts: 2, dispatchers: vec![hosted] }, Status::Progress(news.into())]
-        {
+        for status in [
+            Status::Inventory { answer: 3, part: 1, parts: 2, dispatchers: vec![hosted] },
+            Status::Progress(news.into()),
+        ] {
             check(Body::Status { changefeed: changefeed.clone(), epoch: EPOCH, status });
         }
     }

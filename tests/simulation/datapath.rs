@@ -39,13 +39,19 @@ pub(crate) fn covers(span: &Span, key: &[u8]) -> bool {
     *span.start <= *key && *key < *span.end
 }
 
-/// When a table gets its first key, and when it loses its last, in a history in which tables change.
-pub(crate) fn lifetime(n: usize) -> (CommitTs, CommitTs) {
+/// When a table gets its first key, and when it loses its last, in a history in which tables change; one may come again.
+pub(crate) fn lifetimes(n: usize) -> &'static [(CommitTs, CommitTs)] {
     match n {
-        0 => (0, 35_000),
-        1 => (0, CommitTs::MAX),
-        n => (n as CommitTs * 10_000, CommitTs::MAX),
+        0 => &[(0, 35_000)],
+        1 => &[(0, CommitTs::MAX)],
+        2 => &[(20_000, 27_000), (27_150, 45_000), (45_050, CommitTs::MAX)],
+        _ => &[(30_000, CommitTs::MAX)],
     }
+}
+
+/// Whether a table has keys.
+pub(crate) fn lives(n: usize, ts: CommitTs) -> bool {
+    lifetimes(n).iter().any(|(birth, end)| *birth <= ts && ts < *end)
 }
 
 #[derive(Debug, Clone)]
@@ -107,7 +113,10 @@ impl DataPath {
     }
 
     /// Works for a moment, and tells what came of it.
-    pub(crate) fn tick(&mut self, now_ts: CommitTs, rng: &mut ChaCha8Rng) -> Vec<WorkEvent> {
+    ///
+    /// With so many in a hundred thousand a dispatcher or a trigger fails.
+    pub(crate) fn tick(&mut self, now_ts: CommitTs, rng: &mut ChaCha8Rng, fails: u64) -> Vec<WorkEvent> {
+        let failing = |rng: &mut ChaCha8Rng, of: u64| fails > 0 && rng.next_u64() % 100_000 < fails / of;
         if self.stop_all {
             *self = Self::new(self.tables_change);
             return vec![WorkEvent::AllStopped];
@@ -123,6 +132,12 @@ impl DataPath {
                 ended.push(key.clone());
                 let checkpoint_ts = dispatcher.written_ts;
                 events.push(WorkEvent::Stopped { key: key.clone(), checkpoint_ts });
+                continue;
+            }
+            if failing(rng, 1) {
+                ended.push(key.clone());
+                let (key, checkpoint_ts) = (key.clone(), dispatcher.written_ts);
+                events.push(WorkEvent::Failed { key, checkpoint_ts, error: "a bad day".into(), fatal: false });
                 continue;
             }
             dispatcher.written_ts = dispatcher.written_ts.max(now_ts);
@@ -142,7 +157,13 @@ impl DataPath {
                 events.push(WorkEvent::TriggerStopped { changefeed, epoch });
                 continue;
             }
-            let resolved_ts = now_ts.max(trigger.start_ts);
+            if failing(rng, 4) {
+                gone.push((changefeed.clone(), epoch));
+                events.push(WorkEvent::TriggerFailed { changefeed, epoch, error: "a bad day".into() });
+                continue;
+            }
+            // First what is there at the start, then what comes and goes.
+            let resolved_ts = if trigger.told_ts.is_none() { trigger.start_ts } else { now_ts.max(trigger.start_ts) };
             let (born, ended) = changes(self.tables_change, trigger, resolved_ts);
             trigger.told_ts = Some(resolved_ts);
             events.push(WorkEvent::Tables { changefeed, epoch, born, ended, resolved_ts, resolved_at_ms: resolved_ts });
@@ -158,18 +179,24 @@ impl DataPath {
 type Births = Vec<(Span, CommitTs)>;
 type Ends = Vec<(Arc<str>, CommitTs)>;
 
-/// Tables that a trigger has to tell of: first those that are there, then those that come and go.
+/// Tables that a trigger has to tell of.
 fn changes(change: bool, trigger: &Trigger, until: CommitTs) -> (Births, Ends) {
-    let tables = (0..TABLES).map(|n| (table(n), if change { lifetime(n) } else { (0, CommitTs::MAX) }));
     let (mut born, mut ended) = (Vec::new(), Vec::new());
-    for (table, (birth, end)) in tables {
-        let since = trigger.told_ts.unwrap_or(trigger.start_ts);
-        let there_at_start = trigger.told_ts.is_none() && birth <= since && since < end;
-        if there_at_start || (birth > since && birth <= until) {
-            born.push((table.clone(), birth.max(if there_at_start { since + 1 } else { 0 })));
-        }
-        if end > since && end <= until {
-            ended.push((table.table, end));
+    for n in 0..TABLES {
+        let whole = table(n);
+        let Some(since) = trigger.told_ts else {
+            if !change || lives(n, until) {
+                born.push((whole, trigger.start_ts + 1));
+            }
+            continue;
+        };
+        for (birth, end) in lifetimes(n).iter().filter(|_| change) {
+            if *birth > since && *birth <= until {
+                born.push((whole.clone(), *birth));
+            }
+            if *end > since && *end <= until {
+                ended.push((whole.table.clone(), *end));
+            }
         }
     }
     (born, ended)

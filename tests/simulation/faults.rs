@@ -12,6 +12,8 @@ pub(crate) struct Faults {
     pub(crate) doubled: u64,
     /// Arrives a second time, many seconds later.
     pub(crate) late: u64,
+    /// Of the data path, in a hundred thousand, each time that a dispatcher works.
+    pub(crate) fails: u64,
     pub(crate) keep_lost: u64,
     pub(crate) write_unknown: u64,
     pub(crate) watch_breaks: u64,

@@ -19,6 +19,7 @@ mod restore;
 mod scenario;
 mod size;
 mod truth;
+mod unheard;
 mod world;
 
 use std::env;

@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use capturedrain_core::{
-    model::{CaptureId, ChangefeedConfig, ChangefeedId, DrainRequest, Instant, KeyName, Liveness, Request},
+    model::{CaptureId, ChangefeedConfig, ChangefeedId, DrainRequest, Instant, KeyName, Liveness, OnDeadline, Request},
     mutant::Mutant,
-    process::Event,
+    process::{Event, Process},
 };
 use rand_chacha::rand_core::Rng as _;
 
@@ -53,6 +53,8 @@ struct Scenario {
     /// Started anew; its hook asks for the proof as soon as it is registered.
     reborn: Option<usize>,
     next_act: Instant,
+    /// When somebody thinks better of a drain.
+    hasty_cancel: Option<Instant>,
 }
 
 /// Runs one history.
@@ -71,6 +73,7 @@ pub(crate) fn run(seed: u64, mutant: Option<Mutant>) -> Outcome {
         terminated: BTreeSet::new(),
         reborn: None,
         next_act: Instant(Duration::from_millis(500)),
+        hasty_cancel: None,
     };
     let violation = scenario.live(seed).err();
     let world = scenario.world;
@@ -88,6 +91,7 @@ impl Scenario {
         self.world.faults = if seed.is_multiple_of(5) { Faults::none() } else { Faults::some(random) };
         if self.spiteful {
             self.world.faults.late = 20;
+            self.world.faults.fails = 300;
         }
         while self.world.now < Instant(BAD) {
             self.step()?;
@@ -127,6 +131,14 @@ impl Scenario {
             self.prove_by(who);
         }
         if std::mem::take(&mut self.world.end_in_doubt) && self.spiteful {
+            self.cancel();
+            if self.good_since.is_none() && self.world.chance(500) {
+                // The cluster changes, so that the proof is not there any more when the cancel is judged.
+                self.lose_lease();
+            }
+        }
+        if self.hasty_cancel.is_some_and(|at| at <= self.world.now) {
+            self.hasty_cancel = None;
             self.cancel();
         }
         if self.world.events.is_multiple_of(64) {
@@ -239,7 +251,11 @@ impl Scenario {
             }
         }
         for feed in self.feeds.clone() {
-            self.ask(Request::CreateChangefeed { id: feed, config: config(self.spiteful) });
+            if !self.paused.contains(&feed) {
+                // Those that failed on a bad day go on.
+                self.ask(Request::ResumeChangefeed(feed.clone()));
+            }
+            self.ask(Request::CreateChangefeed { id: feed, config: Arc::new(config(self.spiteful)) });
         }
     }
 
@@ -273,8 +289,12 @@ impl Scenario {
         let most = if self.calm { 17 } else { 25 };
         match self.world.random(most) {
             0..=5 => {
-                let (_, capture) = self.any_capture();
-                self.ask(Request::Drain(DrainRequest::new(capture, "seed")));
+                let request = self.any_drain();
+                self.ask(Request::Drain(request));
+                if self.spiteful && self.world.chance(300) {
+                    let wait = Duration::from_millis(self.world.random(1500));
+                    self.hasty_cancel = Some(self.world.now + wait);
+                }
             }
             6 | 7 => self.cancel(),
             8 => {
@@ -284,8 +304,9 @@ impl Scenario {
             9..=11 => {
                 let feeds: Vec<_> = self.feeds.iter().cloned().collect();
                 let feed = feeds[self.world.random(feeds.len() as u64) as usize].clone();
-                self.ask(Request::CreateChangefeed { id: feed, config: config(self.spiteful) });
+                self.ask(Request::CreateChangefeed { id: feed, config: Arc::new(config(self.spiteful)) });
             }
+            12 if self.world.chance(200) => self.ask(Request::Resign),
             12 => self.pause_or_resume(),
             13 | 14 => self.prove(),
             15 | 16 => self.cut_or_heal(),
@@ -295,6 +316,22 @@ impl Scenario {
             23 => self.lose_lease(),
             _ => self.terminate(),
         }
+    }
+
+    /// A call to drain: by one of several callers, some of whom want captures avoided or have a deadline.
+    fn any_drain(&mut self) -> DrainRequest {
+        let on = truth::record(&self.world).map(|record| record.target).filter(|_| self.world.chance(300));
+        let (_, anybody) = self.any_capture();
+        let mut request = DrainRequest::new(on.unwrap_or(anybody), format!("caller {}", self.world.random(3)));
+        if self.world.chance(200) {
+            let (_, avoided) = self.any_capture();
+            request.avoid = vec![avoided];
+        }
+        if self.world.chance(200) {
+            request.deadline_ms = Some(self.world.random(20_000));
+            request.on_deadline = if self.world.chance(500) { OnDeadline::Hold } else { OnDeadline::Proceed };
+        }
+        request
     }
 
     fn cancel(&mut self) {
@@ -390,19 +427,19 @@ impl Scenario {
         let id = 1_000_000 + self.world.events;
         self.world.tell(who, Event::Prove(capturedrain_core::model::RequestId(id)));
         if self.world.answers.get(&id).is_some_and(|answer| answer.contains("Drained")) {
-            let stored = self.world.member(who).map(|(_, stored)| stored);
-            let capture = self.world.procs[who].id.clone();
-            self.world.truth.proved(&capture, stored);
+            if let Some(me) = self.world.procs[who].process.as_ref().and_then(Process::me) {
+                self.world.truth.proved(&me);
+            }
             self.terminated.insert(who);
         }
     }
 }
 
-fn config(splits: bool) -> Arc<ChangefeedConfig> {
-    Arc::new(ChangefeedConfig {
+pub(crate) fn config(splits: bool) -> ChangefeedConfig {
+    ChangefeedConfig {
         source: "synthetic://".into(),
         sink: "blackhole://".into(),
         start_ts: 0,
         span_max_keys: u64::from(splits),
-    })
+    }
 }

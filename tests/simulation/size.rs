@@ -48,7 +48,8 @@ fn heartbeat(version: u64, drain: bool) -> Heartbeat {
         state,
         shares: BTreeMap::from([(feed, SHARE)]),
         balance: false,
-        seen: 0,
+        beat: 0,
+        newcomers: Vec::new(),
     }
 }
 
@@ -72,7 +73,7 @@ impl Bench {
     fn settle(&mut self) {
         while let Some((to, order)) = self.waiting.pop() {
             let status = match order {
-                Order::Bootstrap { .. } => Status::Inventory { part: 0, parts: 1, dispatchers: Vec::new() },
+                Order::Bootstrap { .. } => Status::Inventory { answer: 1, part: 0, parts: 1, dispatchers: Vec::new() },
                 Order::Create { dispatchers, .. } => {
                     let news = dispatchers.into_iter().map(|new| DispatcherNews {
                         span: new.span.id(),

@@ -7,17 +7,17 @@ use std::{
 
 use capturedrain_core::{
     model::{
-        Body, Candidacy, CaptureId, ChangefeedEpoch, ChangefeedId, ChangefeedInfo, ChangefeedState, Command, CommitTs,
-        DrainEnd, DrainEpoch, DrainRecord, DrainState, Envelope, Heartbeat, Incarnation, Instant, KeyName, LastEpoch,
-        Liveness, LivenessMark, NodeEpoch, Order, Placement, Position, Registration, Span, SpanId, Stamp, Term,
-        WriterEpoch, decode,
+        Answer, Body, Candidacy, CaptureId, ChangefeedEpoch, ChangefeedId, ChangefeedInfo, ChangefeedState, Command,
+        CommitTs, DrainEnd, DrainEpoch, DrainRecord, DrainState, Envelope, Heartbeat, Incarnation, Instant, KeyName,
+        LastEpoch, Liveness, LivenessMark, MaintainerReport, NodeEpoch, Order, Placement, Position, Refusal,
+        Registration, Span, SpanId, Stamp, Term, WriterEpoch, decode,
     },
     process::Process,
     work::{DispatcherKey, WorkOrder},
 };
 
 use crate::{
-    datapath::{DataPath, Dispatcher, TABLES, covers, halves, lifetime},
+    datapath::{DataPath, Dispatcher, TABLES, covers, halves, lifetimes},
     world::World,
 };
 
@@ -56,6 +56,8 @@ pub(crate) struct Truth {
     started: BTreeMap<(ChangefeedId, ChangefeedEpoch), Incarnation>,
     /// Starts that had an effect.
     starts: BTreeSet<(ChangefeedId, ChangefeedEpoch)>,
+    /// Maintainers that ended where they were placed: the last one of each changefeed.
+    leaving: BTreeMap<ChangefeedId, ChangefeedEpoch>,
     /// Maintainers that ever began to plan.
     triggered: BTreeSet<(ChangefeedId, ChangefeedEpoch)>,
     /// Captures whose hook has the proof.
@@ -108,8 +110,19 @@ impl Truth {
                 let what = format!("{} goes back from {before:?} to {:?}", envelope.from, report.echo);
                 self.violations.push(broken("fenced_command", what));
             }
+            self.check_triggers(&envelope.from, &report.maintainers);
             for said in &report.maintainers {
                 self.spread.insert((said.changefeed.clone(), said.epoch), said.dispatchers.clone());
+            }
+        }
+    }
+
+    /// `trigger_with_maintainer`: a table trigger that runs has its maintainer beside it.
+    fn check_triggers(&mut self, who: &Incarnation, maintainers: &[MaintainerReport]) {
+        for (changefeed, epoch) in self.triggers.get(&who.capture).into_iter().flatten() {
+            if !maintainers.iter().any(|m| m.changefeed == *changefeed && m.epoch == *epoch) {
+                let what = format!("{who} runs the table trigger of {changefeed} epoch {epoch} without its maintainer");
+                self.violations.push(broken("trigger_with_maintainer", what));
             }
         }
     }
@@ -157,6 +170,11 @@ impl Truth {
         }
     }
 
+    /// A maintainer ended where it was placed.
+    pub(crate) fn leaves(&mut self, changefeed: &ChangefeedId, epoch: ChangefeedEpoch) {
+        self.leaving.insert(changefeed.clone(), epoch);
+    }
+
     /// A message without authority had an effect.
     pub(crate) fn obeys(&mut self, id: &CaptureId, message: &str) {
         self.violations.push(broken("fenced_command", format!("{id} obeys {message}")));
@@ -168,6 +186,11 @@ impl Truth {
             let what = format!("maintainer {changefeed} epoch {epoch} is started a second time");
             self.violations.push(broken("one_owner", what));
         }
+    }
+
+    /// Whoever has done all that is due waits for the next event, or for a later time.
+    pub(crate) fn spins(&mut self, id: &CaptureId) {
+        self.violations.push(broken("at_rest", format!("{id} wants to be woken at a time that has passed")));
     }
 
     /// A stop of an older writer ends a newer one.
@@ -195,12 +218,14 @@ impl Truth {
     }
 
     /// A hook got the proof.
-    pub(crate) fn proved(&mut self, id: &CaptureId, stored: Option<Liveness>) {
-        if stored != Some(Liveness::Stopping) {
-            let what = format!("the hook of {id} has the proof, and its liveness is {stored:?}");
+    pub(crate) fn proved(&mut self, me: &Incarnation) {
+        // Its registration may have been ended a moment ago: what counts is how it stood until then.
+        let stood = self.liveness.get(&(me.capture.clone(), me.node_epoch));
+        if stood != Some(&Liveness::Stopping) {
+            let what = format!("the hook of {me} has the proof, and its liveness is {stood:?}");
             self.violations.push(broken("proof_of_completion", what));
         }
-        self.proven.insert(id.clone());
+        self.proven.insert(me.capture.clone());
     }
 
     pub(crate) fn ordered(&mut self, me: &Incarnation, stored: Stored, order: &WorkOrder) {
@@ -228,11 +253,13 @@ impl Truth {
             WorkOrder::StopDispatcher(key) if !stored.1 => {
                 self.check_stop(me, &key.changefeed, key.writer_epoch.changefeed);
             }
-            WorkOrder::StopDispatcher(_) => {}
-            WorkOrder::StopAll => {
-                self.triggers.remove(id);
-            }
+            WorkOrder::StopDispatcher(_) | WorkOrder::StopAll => {}
         }
+    }
+
+    /// All work of a capture was told to end: its registration is over.
+    pub(crate) fn stops_all(&mut self, id: &CaptureId) {
+        self.triggers.remove(id);
     }
 
     /// A maintainer reads its position, which is the first thing that it does.
@@ -282,32 +309,55 @@ impl Truth {
         }
     }
 
-    pub(crate) fn worked(&mut self, _id: &CaptureId, data: &DataPath) {
+    pub(crate) fn worked(&mut self, id: &CaptureId, data: &DataPath, fenced: bool) {
         for (key, dispatcher) in &data.dispatchers {
             let writers = self.sink.entry((key.changefeed.clone(), key.span)).or_default();
+            let later = writers.range(key.writer_epoch..).skip(1).map(|(_, (start, _))| *start).min();
             let written = writers.entry(key.writer_epoch).or_insert((dispatcher.start_ts, dispatcher.start_ts));
+            let adds = written.1 < dispatcher.written_ts;
             written.1 = written.1.max(dispatcher.written_ts);
+            // What a replaced writer adds, readers leave out: that is the fence.
+            if adds && !fenced && later.is_some_and(|start| start < dispatcher.written_ts) {
+                let what = format!("{id} writes as {} to {}, and was replaced", key.writer_epoch, key.changefeed);
+                self.violations.push(broken("one_owner", what));
+            }
+        }
+    }
+
+    /// `answered_is_persisted`: a drain that somebody was told of stands in the store.
+    pub(crate) fn answers(&mut self, answer: &Result<Answer, Refusal>, last: DrainEpoch) {
+        if let Ok(Answer::Draining { epoch, .. }) = answer
+            && *epoch > last
+        {
+            let what = format!("a caller was told of epoch {epoch}, the store knows of {last}");
+            self.violations.push(broken("answered_is_persisted", what));
         }
     }
 
     /// How far a span is in the sink without a gap, as a reader sees it: rows of an older writer above the start of a
     /// later one do not count.
-    fn covered(&self, changefeed: &ChangefeedId, key: &[u8], (birth, end): (CommitTs, CommitTs)) -> CommitTs {
+    fn covered(&self, changefeed: &ChangefeedId, key: &[u8], lifetimes: &[(CommitTs, CommitTs)]) -> CommitTs {
         let mut writers: Vec<(WriterEpoch, CommitTs, CommitTs)> = Vec::new();
         for (id, _) in self.spans.iter().filter(|(_, span)| covers(span, key)) {
             let of = self.sink.get(&(changefeed.clone(), *id)).into_iter().flatten();
             writers.extend(of.map(|(epoch, (start, written))| (*epoch, *start, *written)));
         }
         writers.sort_unstable();
-        let mut reached = birth.saturating_sub(1);
-        for (n, (_, start, written)) in writers.iter().enumerate() {
-            let fence = writers[n + 1..].iter().map(|(_, start, _)| *start).min().unwrap_or(CommitTs::MAX);
-            if *start <= reached {
-                reached = reached.max((*written).min(fence));
+        let mut reached = 0;
+        for (birth, end) in lifetimes {
+            // Nothing happens between an end and the next birth.
+            reached = reached.max(birth.saturating_sub(1));
+            for (n, (_, start, written)) in writers.iter().enumerate() {
+                let fence = writers[n + 1..].iter().map(|(_, start, _)| *start).min().unwrap_or(CommitTs::MAX);
+                if *start <= reached {
+                    reached = reached.max((*written).min(fence));
+                }
+            }
+            if reached < *end {
+                return reached;
             }
         }
-        // Nothing comes after the end.
-        if reached >= end { CommitTs::MAX } else { reached }
+        CommitTs::MAX
     }
 }
 
@@ -374,21 +424,22 @@ pub(crate) fn check(world: &mut World) -> Option<Violation> {
 }
 
 fn single_target(world: &mut World) -> Option<Violation> {
-    let last: LastEpoch = read(world, &KeyName::DrainEpoch)?;
-    if last.epoch < world.truth.last_epoch {
-        return Some(broken("single_target", format!("drain epoch goes back to {}", last.epoch)));
+    let last = last_epoch(world);
+    if last < world.truth.last_epoch {
+        return Some(broken("single_target", format!("drain epoch goes back to {last}")));
     }
-    world.truth.last_epoch = last.epoch;
+    world.truth.last_epoch = last;
+    if world.truth.heard.values().any(|state: &DrainState| state.last_epoch > last) {
+        return Some(broken("single_target", "a capture knows a higher epoch than the store"));
+    }
     let record = record(world)?;
     let ended: Option<DrainEnd> = read(world, &KeyName::DrainHistory(record.epoch));
-    if ended.is_some() || record.epoch != last.epoch {
-        return Some(broken("single_target", format!("epoch {} is used twice", record.epoch)));
-    }
-    let above = world.truth.heard.values().any(|state: &DrainState| state.last_epoch > last.epoch);
-    above.then(|| broken("single_target", "a capture knows a higher epoch than the store"))
+    let twice = ended.is_some() || record.epoch != last;
+    twice.then(|| broken("single_target", format!("epoch {} is used twice", record.epoch)))
 }
 
 fn liveness_forward(world: &mut World) -> Option<Violation> {
+    let known = world.truth.liveness.clone();
     for registration in registrations(world) {
         let now = liveness(world, &registration);
         let key = (registration.id.clone(), registration.node_epoch);
@@ -396,8 +447,17 @@ fn liveness_forward(world: &mut World) -> Option<Violation> {
         let forward = now >= before || now == Liveness::Alive;
         let skipped = before == Liveness::Alive && now == Liveness::Stopping;
         let ended = now == Liveness::Alive && before != Liveness::Alive;
-        let excused =
-            ended && (record(world).is_none_or(|r| r.target != registration.id) || before == Liveness::Stopping);
+        // By cancel; or by the exception, when nobody else was `Alive`.
+        let alone = || {
+            !registrations(world).iter().any(|other| {
+                let key = (other.id.clone(), other.node_epoch);
+                other.id != registration.id && known.get(&key) == Some(&Liveness::Alive)
+            })
+        };
+        let excused = match before {
+            Liveness::Stopping => alone(),
+            _ => record(world).is_none_or(|r| r.target != registration.id),
+        };
         if before == Liveness::Draining
             && now == Liveness::Stopping
             && let Some(what) = on_the_way(world, &registration.id)
@@ -495,14 +555,14 @@ fn checkpoint_forward(world: &mut World) -> Option<Violation> {
     None
 }
 
-fn lifetime_in(world: &World, n: usize) -> (CommitTs, CommitTs) {
-    if world.tables_change { lifetime(n) } else { (0, CommitTs::MAX) }
+fn lifetimes_in(world: &World, n: usize) -> &'static [(CommitTs, CommitTs)] {
+    if world.tables_change { lifetimes(n) } else { &[(0, CommitTs::MAX)] }
 }
 
 fn checkpoint_covers_plan(world: &World) -> Option<Violation> {
     for (id, _, position) in positions(world) {
         for (n, key) in (0..TABLES).flat_map(|n| halves(n).map(|key| (n, key))) {
-            let covered = world.truth.covered(&id, &key, lifetime_in(world, n));
+            let covered = world.truth.covered(&id, &key, lifetimes_in(world, n));
             if covered < position.checkpoint_ts {
                 let what = format!(
                     "{id} table {n}: the sink has up to {covered}, the checkpoint is {}",
@@ -535,7 +595,31 @@ fn told_in_time(world: &mut World) -> Option<Violation> {
     None
 }
 
-fn batch_bound(world: &World) -> Option<Violation> {
+/// Where a changefeed's maintainer is placed.
+pub(crate) fn place(world: &World, changefeed: &ChangefeedId) -> Option<Placement> {
+    read(world, &KeyName::ChangefeedPlace(changefeed.clone()))
+}
+
+/// Maintainers that have left and have not arrived. Those whose capture is gone are not on the move, but lost.
+fn maintainers_under_way(world: &mut World) -> u64 {
+    let registered = registrations(world);
+    let lives = |host: &Incarnation| registered.iter().any(|r| r.id == host.capture && r.node_epoch == host.node_epoch);
+    let mut leaving = std::mem::take(&mut world.truth.leaving);
+    leaving.retain(|changefeed, from| {
+        place(world, changefeed).is_some_and(|place| {
+            let started = world.truth.started.contains_key(&(changefeed.clone(), place.epoch));
+            runs(world, changefeed) && lives(&place.host) && (place.epoch == *from || !started)
+        })
+    });
+    world.truth.leaving = leaving;
+    world.truth.leaving.len() as u64
+}
+
+fn batch_bound(world: &mut World) -> Option<Violation> {
+    let under_way = maintainers_under_way(world);
+    if under_way > world.options.drain_maintainer_batch_size as u64 {
+        return Some(broken("batch_bound", format!("{under_way} maintainers have left and not arrived")));
+    }
     for proc in &world.procs {
         let Some(drain) = proc.process.as_ref().and_then(|process| process.snapshot().drain) else { continue };
         let (maintainers, dispatchers) =
@@ -547,6 +631,26 @@ fn batch_bound(world: &World) -> Option<Violation> {
     None
 }
 
+/// A capture that does not know how the others stand.
+fn not_told(world: &World) -> Option<String> {
+    let registered = registrations(world);
+    let truly = |r: &Registration| (r.id.clone(), (r.node_epoch, liveness(world, r)));
+    let truly: BTreeMap<_, _> = registered.iter().map(truly).collect();
+    let here = world.procs.iter().filter_map(|proc| proc.process.as_ref().and_then(Process::me));
+    // What a coordinator tells itself does not pass the network.
+    let office = coordinator(world);
+    here.filter(|me| truly.contains_key(&me.capture) && office.as_ref() != Some(me)).find_map(|me| {
+        let state = world.truth.heard.get(&me)?;
+        (state.captures != truly).then(|| format!("{me} believes {:?}, it is {truly:?}", state.captures))
+    })
+}
+
+/// The last drain epoch that the store has given out.
+pub(crate) fn last_epoch(world: &World) -> DrainEpoch {
+    let last: Option<LastEpoch> = read(world, &KeyName::DrainEpoch);
+    last.map(|last| last.epoch).unwrap_or_default()
+}
+
 /// What must come about in the end, with all faults over: `None` when it has.
 pub(crate) fn unfinished(world: &World, running: &BTreeSet<ChangefeedId>, since_ts: CommitTs) -> Option<Violation> {
     if let Some(record) = record(world) {
@@ -555,13 +659,16 @@ pub(crate) fn unfinished(world: &World, running: &BTreeSet<ChangefeedId>, since_
     if coordinator(world).is_none() {
         return Some(broken("coordinator_exists", "nobody is coordinator"));
     }
+    if let Some(what) = not_told(world) {
+        return Some(broken("told_in_time", what));
+    }
     for id in running {
         for (n, key) in (0..TABLES).flat_map(|n| halves(n).map(|key| (n, key))) {
             let here = |(of, dispatcher): &(&DispatcherKey, &Dispatcher)| {
                 of.changefeed == *id && covers(&dispatcher.span, &key)
             };
             let live: Vec<_> = world.procs.iter().flat_map(|proc| proc.data.dispatchers.iter().filter(here)).collect();
-            if lifetime_in(world, n).1 < since_ts {
+            if lifetimes_in(world, n).last().is_some_and(|(_, end)| *end < since_ts) {
                 if live.is_empty() {
                     continue;
                 }

@@ -9,12 +9,13 @@ use std::{
 
 use capturedrain_core::{
     model::{
-        Body, Candidacy, CaptureId, Command, Envelope, Incarnation, Instant, KeyName, Liveness, NodeEpoch, Now,
-        Options, Order, PROTOCOL, Registration, Request, RequestId, UnixMillis, VALUE_VERSION, decode,
+        Body, Candidacy, CaptureId, ChangefeedEpoch, ChangefeedId, Command, Envelope, Incarnation, Instant, KeyName,
+        Liveness, NodeEpoch, Now, Options, Order, PROTOCOL, Registration, Request, RequestId, UnixMillis,
+        VALUE_VERSION, decode,
     },
     mutant::{Mutant, Mutants},
     process::{Effect, Event, Lane, Process},
-    store::{LeaseId, Model, Op, Revision, Txn, TxnOutcome},
+    store::{Key, LeaseId, Model, Op, Revision, Txn, TxnOutcome},
     work::{DispatcherKey, WorkOrder},
 };
 use rand_chacha::{
@@ -23,7 +24,7 @@ use rand_chacha::{
 };
 
 use crate::{
-    datapath::{DataPath, TABLES, lifetime, table},
+    datapath::{DataPath, TABLES, lifetimes, table},
     faults::Faults,
     truth::{self, Truth},
 };
@@ -69,6 +70,7 @@ pub(crate) enum Happening {
         who: usize,
         life: u32,
         lease: LeaseId,
+        key: Option<Key>,
         sent_at: Instant,
     },
     Revoke {
@@ -276,7 +278,7 @@ impl World {
             }
             Happening::Commit { who, life, me, lane, txn, heard } => {
                 let (acting, before) = (truth::coordinator(self), self.store.revision());
-                let decided = lane == Lane::Coordinator;
+                let decided = matches!(lane, Lane::Coordinator(_));
                 self.commit(who, life, lane, &txn, heard);
                 if decided && acting != me && self.store.revision() > before {
                     self.truth.writes_out_of_office(me.as_ref(), acting.as_ref());
@@ -288,8 +290,9 @@ impl World {
                 let nonce = self.rng.next_u64();
                 self.back(who, life, Event::LeaseGranted { lease, sent_at, nonce });
             }
-            Happening::Keep { who, life, lease, sent_at } => {
-                let kept = self.store.keep(lease, self.now);
+            Happening::Keep { who, life, lease, key, sent_at } => {
+                let there = |key: &Key| self.store.get(key).is_some_and(|entry| entry.lease == Some(lease));
+                let kept = key.as_ref().is_none_or(there) && self.store.keep(lease, self.now);
                 let event = if kept { Event::LeaseKept { lease, sent_at } } else { Event::LeaseLost(lease) };
                 self.back(who, life, event);
             }
@@ -349,10 +352,11 @@ impl World {
                 continue;
             }
             let now_ts = self.source_ts();
-            let events = self.procs[who].data.tick(now_ts, &mut self.rng);
+            let events = self.procs[who].data.tick(now_ts, &mut self.rng, self.faults.fails);
             let life = self.procs[who].life;
             let id = self.procs[who].id.clone();
-            self.truth.worked(&id, &self.procs[who].data);
+            let fenced = self.mutant != Some(Mutant::SinkUnfenced);
+            self.truth.worked(&id, &self.procs[who].data, fenced);
             for event in events {
                 self.at(Duration::from_micros(10), Happening::Tell { who, life, event: Event::Work(event) });
             }
@@ -466,7 +470,11 @@ impl World {
         let Some(process) = &mut proc.process else { return };
         let clock = Now { monotonic: Instant(now.since(proc.started_at)), wall: UnixMillis(now.0.as_millis() as u64) };
         let effects = process.handle(event, clock);
-        proc.wakes_at = process.wake_at().map(|at| proc.started_at + at.0);
+        let wake_at = process.wake_at();
+        proc.wakes_at = wake_at.map(|at| proc.started_at + at.0);
+        if wake_at.is_some_and(|at| at <= clock.monotonic) {
+            self.truth.spins(&id);
+        }
         for effect in effects {
             if let Effect::Work(WorkOrder::StopDispatcher(key)) = &effect
                 && stopped.iter().any(|(span, writer)| *span == key.span && *writer < key.writer_epoch)
@@ -508,9 +516,9 @@ impl World {
         match effect {
             Effect::GrantLease if away => self.at(delay, Happening::Tell { who, life, event: Event::LeaseNotGranted }),
             Effect::GrantLease => self.at(delay, Happening::Grant { who, life, sent_at }),
-            Effect::KeepLease(lease) => {
+            Effect::KeepLease { lease, key } => {
                 if !away && !self.chance(self.faults.keep_lost) {
-                    self.at(delay, Happening::Keep { who, life, lease, sent_at });
+                    self.at(delay, Happening::Keep { who, life, lease, key, sent_at });
                 }
             }
             Effect::RevokeLease(lease) => {
@@ -532,13 +540,19 @@ impl World {
             }
             Effect::Send { envelope, .. } => self.send(envelope),
             Effect::Work(order) => {
+                if let WorkOrder::StopTrigger { changefeed, epoch } = &order {
+                    self.leaves(changefeed, *epoch);
+                }
                 let id = self.procs[who].id.clone();
+                if order == WorkOrder::StopAll {
+                    self.truth.stops_all(&id);
+                }
                 self.note(|| format!("{id} -> {}", crate::readable::work(&order)));
                 let now_ts = self.source_ts();
                 // What is paused, removed or ended leaves everywhere, without a maintainer that goes first.
                 let ended = |key: &DispatcherKey| {
                     let of = (0..TABLES).find(|n| table(*n).id() == key.span);
-                    self.tables_change && of.is_some_and(|n| lifetime(n).1 <= now_ts)
+                    self.tables_change && of.is_some_and(|n| lifetimes(n).iter().any(|(_, end)| *end <= now_ts))
                 };
                 let withdrawn = matches!(&order, WorkOrder::StopDispatcher(key)
                     if ended(key) || !truth::runs(self, &key.changefeed));
@@ -549,6 +563,8 @@ impl World {
                 self.procs[who].data.order(order, now_ts);
             }
             Effect::Answer { id, answer } => {
+                let last = truth::last_epoch(self);
+                self.truth.answers(&answer, last);
                 let text = format!("{answer:?}");
                 self.note(|| format!("answer {}: {text}", id.0));
                 self.answers.insert(id.0, text);
@@ -558,6 +574,13 @@ impl World {
                 self.note(|| format!("{id} log: {} {:?} {:?}", said.message, said.target, said.detail));
             }
             Effect::Halt(error) => panic!("halt: {error}"),
+        }
+    }
+
+    /// A maintainer ends where it is placed: it is on the move.
+    fn leaves(&mut self, changefeed: &ChangefeedId, epoch: ChangefeedEpoch) {
+        if truth::place(self, changefeed).is_some_and(|place| place.epoch == epoch) && truth::runs(self, changefeed) {
+            self.truth.leaves(changefeed, epoch);
         }
     }
 
@@ -611,9 +634,13 @@ impl World {
             let later = Duration::from_millis(self.random(5000));
             self.at(later, Happening::Arrive { envelope: envelope.clone() });
         }
-        let starts = matches!(&envelope.body, Body::Command { command: Command::StartMaintainer { .. }, .. });
+        let starts = matches!(
+            &envelope.body,
+            Body::Command { command: Command::StartMaintainer { .. }, .. }
+                | Body::Order { order: Order::Create { .. }, .. }
+        );
         if starts && self.faults.late > 0 && self.chance(500) {
-            // A second copy that arrives when its maintainer may have come and gone.
+            // A second copy that arrives when what it starts may have come and gone.
             let later = Duration::from_millis(self.random(40_000));
             self.at(later, Happening::Arrive { envelope: envelope.clone() });
         }

@@ -16,6 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Etcd {
     folder: TempDir,
     ports: (u16, u16),
+    options: Vec<String>,
     process: Option<Child>,
 }
 
@@ -27,7 +28,13 @@ fn free_ports() -> (u16, u16) {
 impl Etcd {
     /// Starts one, and waits until it answers.
     pub(crate) async fn start() -> Self {
-        let mut etcd = Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(), process: None };
+        Self::start_with(&[]).await
+    }
+
+    /// Starts one with more options.
+    pub(crate) async fn start_with(options: &[&str]) -> Self {
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        let mut etcd = Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(), options, process: None };
         etcd.launch();
         etcd.wait().await;
         etcd
@@ -43,6 +50,7 @@ impl Etcd {
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("default={peer}"), "--log-level", "error"])
+            .args(&self.options)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
@@ -67,6 +75,12 @@ impl Etcd {
     /// The address as capturedrain takes it.
     pub(crate) fn url(&self) -> String {
         format!("etcd://127.0.0.1:{}", self.ports.0)
+    }
+
+    /// Where clients reach it.
+    #[allow(dead_code, reason = "not every test stands in between")]
+    pub(crate) fn client_port(&self) -> u16 {
+        self.ports.0
     }
 
     /// The address as etcd's client takes it.

@@ -2,6 +2,7 @@
 
 use super::{Coordinator, Move, Output, Retry, standing::Standing};
 use crate::{
+    log::Line,
     model::{ChangefeedEpoch, ChangefeedId, Command, Incarnation, Liveness, MaintainerPhase, Now},
     mutant::Mutant,
     view::View,
@@ -14,6 +15,7 @@ impl Coordinator {
         if !self.is_ready() {
             return;
         }
+        self.adopt_moves(view, now);
         self.plan_moves(view, now);
         self.send_stops(view, now);
         self.send_starts(view, now);
@@ -37,6 +39,25 @@ impl Coordinator {
         }
     }
 
+    /// Moves that a predecessor began: they count against the limit, and have to arrive.
+    fn adopt_moves(&mut self, view: &View, now: Now) {
+        if self.mutants.has(Mutant::ForgetsPredecessor) {
+            return;
+        }
+        let under_way = view.places.iter().filter(|(feed, place)| {
+            let left = match self.standing(view, feed) {
+                Standing::Stopping(_) => true,
+                Standing::Unplaced => view.is_registered(&place.value.host),
+                _ => false,
+            };
+            left && Self::shall_run(view, feed) && !self.moves.contains_key(*feed)
+        });
+        let under_way: Vec<_> = under_way.map(|(feed, place)| (feed.clone(), place.value.epoch)).collect();
+        for (feed, from) in under_way {
+            self.begin_move(feed, from, now);
+        }
+    }
+
     /// Repeats the stop of moves whose time is up, and sends it for new ones.
     fn send_stops(&mut self, view: &View, now: Now) {
         let due: Vec<_> =
@@ -47,11 +68,15 @@ impl Coordinator {
                 Standing::Unplaced | Standing::HostFading => None,
             };
             let Some(m) = self.moves.get(&feed) else { continue };
-            let (from, mut retry) = (m.from, self.next_retry(m.retry, now));
+            let (from, attempt) = (m.from, m.retry.attempt);
+            let mut retry = self.next_retry(self.options.move_timeout, m.retry, now);
             if self.mutants.has(Mutant::ForgetsMove) {
                 retry.due = now.monotonic + std::time::Duration::from_hours(24);
             }
             if let (Some(to), true) = (host, view.places.get(&feed).is_some_and(|place| place.value.epoch == from)) {
+                if attempt > 0 {
+                    self.log_retry(view, "stop of a maintainer is repeated", &feed, attempt);
+                }
                 let command = Command::StopMaintainer { changefeed: feed.clone(), epoch: from };
                 self.outputs.push(Output::Send { to, command });
             }
@@ -60,7 +85,7 @@ impl Coordinator {
     }
 
     fn send_starts(&mut self, view: &View, now: Now) {
-        self.starts.retain(|feed, (epoch, _)| view.places.get(feed).is_some_and(|place| place.value.epoch == *epoch));
+        let mut before = std::mem::take(&mut self.starts);
         for (feed, place) in &view.places {
             let Some(info) = view.infos.get(feed).filter(|_| Self::shall_run(view, feed)) else { continue };
             let Standing::Starting(host) = self.standing(view, feed) else { continue };
@@ -69,11 +94,20 @@ impl Coordinator {
             if view.liveness(&host.capture) != Some(Liveness::Alive) {
                 continue;
             }
-            let retry = match self.starts.get(feed) {
-                Some((_, retry)) if retry.due > now.monotonic => continue,
-                Some((_, retry)) => self.next_retry(*retry, now),
-                None => self.first_retry(now),
+            let under_way = before.remove(feed).filter(|(epoch, _)| *epoch == place.value.epoch);
+            let retry = match under_way {
+                Some((epoch, retry)) if retry.due > now.monotonic => {
+                    self.starts.insert(feed.clone(), (epoch, retry));
+                    continue;
+                }
+                Some((_, retry)) => retry,
+                None => Retry { due: now.monotonic, attempt: 0 },
             };
+            if retry.attempt > 0 {
+                self.log_retry(view, "start of a maintainer is repeated", feed, retry.attempt);
+            }
+            // Its host may be ending an earlier one of the same changefeed, and then takes the next start.
+            let retry = self.next_retry(self.options.heartbeat * 2, retry, now);
             self.starts.insert(feed.clone(), (place.value.epoch, retry));
             let command = Command::StartMaintainer {
                 changefeed: feed.clone(),
@@ -83,6 +117,17 @@ impl Coordinator {
             };
             self.outputs.push(Output::Send { to: host, command });
         }
+        if self.mutants.has(Mutant::NeverRests) {
+            self.starts.extend(before);
+        }
+    }
+
+    fn log_retry(&mut self, view: &View, message: &'static str, feed: &ChangefeedId, attempt: u32) {
+        let mut line = Line::info(message).on(feed).with("attempt", &attempt.to_string());
+        if let Some(record) = &view.record {
+            line = line.drain(&record.value);
+        }
+        self.outputs.push(Output::Log(line));
     }
 
     /// Ends what runs and should not: maintainers without a place, dispatchers of changefeeds that do not run, and on a

@@ -17,14 +17,14 @@ impl Coordinator {
     /// Ends the drain when its target is gone, or proven empty.
     pub(super) fn end_drain(&mut self, view: &View, now: Now) -> Option<Draft> {
         let record = &view.record.as_ref()?.value;
-        if !view.is_registered(&record.incarnation()) {
-            self.outputs.push(Output::Log(Line::warn("drain ended: target gone").drain(record)));
+        if !view.is_registered(&record.incarnation()) && !self.mutants.has(Mutant::WaitsForTheGone) {
+            self.announced.push(Line::warn("drain ended: target gone").drain(record));
             return Some(self.finish(view, record, DrainOutcome::TargetGone, now));
         }
         if !self.is_proven(view, record) {
             return None;
         }
-        self.outputs.push(Output::Log(Line::info("drain ended: target proven empty").drain(record)));
+        self.announced.push(Line::info("drain ended: target proven empty").drain(record));
         Some(self.finish(view, record, DrainOutcome::Drained, now))
     }
 
@@ -80,7 +80,7 @@ impl Coordinator {
         let Some(record) = view.record.as_ref().map(|kept| &kept.value) else { return };
         let remaining = self.remaining(record).map(|work| work.maintainers + work.dispatchers);
         let phase = self.phase(view, record);
-        let blocked = !self.blockers(view, record, now).is_empty();
+        let blocked = self.blockers(view, record, now);
         let Some(progress) = &mut self.progress else { return };
         if remaining.is_some() && (progress.remaining.is_none() || remaining < progress.remaining) {
             progress.remaining = remaining;
@@ -91,8 +91,11 @@ impl Coordinator {
             self.outputs.push(Output::Log(Line::info("drain phase").drain(record).with("phase", phase.as_str())));
         }
         if progress.blocked != blocked {
+            let line = match blocked.first() {
+                Some(reason) => Line::warn("drain is held up").with("error", &reason.to_string()),
+                None => Line::info("drain goes on"),
+            };
             progress.blocked = blocked;
-            let line = if blocked { Line::warn("drain is held up") } else { Line::info("drain goes on") };
             self.outputs.push(Output::Log(line.drain(record)));
         }
     }

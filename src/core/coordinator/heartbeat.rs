@@ -3,6 +3,7 @@
 use super::{Coordinator, Output, Progress};
 use crate::{
     agent,
+    log::Line,
     model::{
         CaptureId, ChangefeedId, Command, DrainNotice, DrainState, Heartbeat, Incarnation, KeyName, Liveness, Now,
         Stamp,
@@ -50,6 +51,10 @@ impl Coordinator {
         if self.progress.as_ref().map(|progress| progress.epoch) == epoch {
             return;
         }
+        if let Some(record) = view.record.as_ref().filter(|_| self.state.stamp.version == 0) {
+            let line = Line::info("coordinator goes on with a drain").drain(&record.value).of(&self.me.capture);
+            self.outputs.push(Output::Log(line));
+        }
         if self.progress.is_some() {
             self.balance_after = now.monotonic + self.options.balance_cooldown;
         }
@@ -59,38 +64,43 @@ impl Coordinator {
             remaining: None,
             moved_at: now.wall,
             phase: None,
-            blocked: false,
+            blocked: Vec::new(),
         });
     }
 
     /// Sends heartbeats when they are due. Whether it did.
     pub(super) fn beat(&mut self, view: &View, now: Now) -> bool {
         let destinations = self.destinations(view);
-        // Who may get work, and who may move it, is told at once; everything else has time until the next heartbeat.
-        let news =
-            destinations != self.told_destinations || self.granted.keys().any(|feed| !self.told_shares.contains(feed));
+        // Who may get work, and how much of it may be moved, is told at once: the next move starts when one ends.
+        let news = destinations != self.told_destinations || self.granted != self.told_shares;
         if now.monotonic < self.next_heartbeat && !news {
             return false;
         }
         self.told_destinations.clone_from(&destinations);
-        self.told_shares = self.granted.keys().cloned().collect();
+        self.told_shares.clone_from(&self.granted);
+        self.beats += 1;
         self.next_heartbeat = now.monotonic + self.options.heartbeat;
         if self.mutants.has(Mutant::SaysItOnce) && self.peers.values().all(|peer| peer.report.is_some()) {
             return false;
         }
         let balance = self.may_balance(view, now);
+        let newcomers = self.peers.iter().filter(|(_, peer)| peer.is_surely_empty());
+        let newcomers: Vec<_> = newcomers.map(|(id, peer)| peer.life(id)).collect();
         for (id, peer) in &self.peers {
-            let to = Incarnation { capture: id.clone(), node_epoch: peer.node_epoch };
+            let to = peer.life(id);
             let shares = self.granted.iter().filter(|(feed, _)| lives_on(view, feed, &to));
             let heartbeat = Heartbeat {
                 state: self.state.clone(),
                 destinations: destinations.clone(),
+                newcomers: newcomers.clone(),
                 shares: shares.map(|(feed, share)| (feed.clone(), *share)).collect(),
                 balance,
-                seen: peer.report.as_ref().map_or(0, |report| report.sequence),
+                beat: self.beats,
             };
             self.outputs.push(Output::Send { to, command: Command::Heartbeat(Box::new(heartbeat)) });
         }
+        let released = self.released.iter().map(|to| Output::Send { to: to.clone(), command: Command::Release });
+        self.outputs.extend(released);
         true
     }
 
@@ -100,7 +110,7 @@ impl Coordinator {
             let heard = peer.report.as_ref().is_some_and(|report| report.echo == self.state.stamp);
             view.liveness(id) == Some(Liveness::Alive) && (heard || self.mutants.has(Mutant::NoEchoGate))
         });
-        gated.map(|(id, peer)| Incarnation { capture: id.clone(), node_epoch: peer.node_epoch }).collect()
+        gated.map(|(id, peer)| peer.life(id)).collect()
     }
 
     /// Whether work may be moved only to spread it better.
@@ -113,21 +123,21 @@ impl Coordinator {
         self.peers.get(id).is_some_and(|peer| now.monotonic.since(peer.heard_at) < self.options.lease * leases)
     }
 
-    /// Captures that keep their lease and are not heard.
+    /// Captures that keep their lease, are not heard, and may have work.
     pub(super) fn unheard(&self, now: Now) -> Vec<CaptureId> {
-        self.peers.keys().filter(|id| !self.heard_within(id, UNHEARD_LEASES, now)).cloned().collect()
+        let waited_for = self.peers.iter().filter(|(_, peer)| !peer.is_surely_empty()).map(|(id, _)| id);
+        waited_for.filter(|id| !self.heard_within(id, UNHEARD_LEASES, now)).cloned().collect()
     }
 
     /// Deletes the registration of a capture that is not heard, as long as those are a minority.
     pub(super) fn evict_unheard(&mut self, view: &View, now: Now) -> Option<Draft> {
         let unheard = self.unheard(now);
-        if unheard.len() * 2 >= self.peers.len() {
+        if unheard.len() * 2 >= self.peers.len() || self.mutants.has(Mutant::EvictsNobody) {
             return None;
         }
         let who = view.incarnation(unheard.first()?)?;
-        self.evicted.insert(who.clone(), now.monotonic + self.options.lease);
-        self.outputs
-            .push(Output::Log(crate::log::Line::warn("unheard capture loses its registration").of(&who.capture)));
+        self.evicted.entry(who.clone()).or_default();
+        self.announced.push(Line::warn("unheard capture loses its registration").of(&who.capture));
         let mut draft = self.draft();
         let gone = agent::unregister(view, &who).finish();
         for compare in gone.compares {

@@ -13,13 +13,16 @@ mod share;
 mod standing;
 mod status;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use crate::{
     log::Line,
     model::{
-        Answer, CaptureId, ChangefeedEpoch, ChangefeedId, Command, DrainEpoch, DrainState, Incarnation, Instant,
-        KeyName, NodeEpoch, Now, Options, Refusal, Report, Request, RequestId, Stamp, Term, UnixMillis,
+        Answer, Blocker, CaptureId, ChangefeedEpoch, ChangefeedId, Command, DrainEpoch, DrainState, Incarnation,
+        Instant, KeyName, NodeEpoch, Now, Options, Refusal, Report, Request, RequestId, Stamp, Term, UnixMillis,
     },
     mutant::{Mutant, Mutants},
     store::{Compare, Txn, TxnOutcome},
@@ -54,6 +57,19 @@ struct Peer {
     node_epoch: NodeEpoch,
     heard_at: Instant,
     report: Option<Report>,
+    /// It registered in this term. Until it is heard it is no destination, and so it has nothing.
+    newcomer: bool,
+}
+
+impl Peer {
+    fn life(&self, id: &CaptureId) -> Incarnation {
+        Incarnation { capture: id.clone(), node_epoch: self.node_epoch }
+    }
+
+    /// Whether nobody needs to hear what it has.
+    fn is_surely_empty(&self) -> bool {
+        self.newcomer && self.report.is_none()
+    }
 }
 
 /// A maintainer on its way from one capture to another.
@@ -81,7 +97,7 @@ struct Progress {
     remaining: Option<u64>,
     moved_at: UnixMillis,
     phase: Option<crate::model::DrainPhase>,
-    blocked: bool,
+    blocked: Vec<Blocker>,
 }
 
 /// A coordinator in office.
@@ -92,21 +108,25 @@ pub(crate) struct Coordinator {
     options: Options,
     mutants: Mutants,
     lane: WriteLane,
-    /// What is answered when the write under way has taken effect.
+    /// What is answered, and told to people, when the write under way has taken effect.
     promised: Vec<(RequestId, Answer)>,
+    announced: Vec<Line>,
     queue: VecDeque<(RequestId, Request)>,
     peers: BTreeMap<CaptureId, Peer>,
     state: DrainState,
     moves: BTreeMap<ChangefeedId, Move>,
     starts: BTreeMap<ChangefeedId, (ChangefeedEpoch, Retry)>,
-    /// Unheard captures whose registration was deleted; their work fails over at this time.
-    evicted: BTreeMap<Incarnation, Instant>,
+    /// Unheard captures whose registration is deleted; their work fails over at this time, once it is known.
+    evicted: BTreeMap<Incarnation, Option<Instant>>,
     granted: BTreeMap<ChangefeedId, u32>,
     /// What the last heartbeat told of destinations and shares.
     told_destinations: Vec<Incarnation>,
-    told_shares: BTreeSet<ChangefeedId>,
+    told_shares: BTreeMap<ChangefeedId, u32>,
+    /// Captures that were released, and are told so until they have registered anew.
+    released: BTreeSet<Incarnation>,
     progress: Option<Progress>,
     next_heartbeat: Instant,
+    beats: u64,
     balance_after: Instant,
     outputs: Vec<Output>,
 }
@@ -119,6 +139,7 @@ impl Coordinator {
             mutants,
             lane: WriteLane::default(),
             promised: Vec::new(),
+            announced: Vec::new(),
             queue: VecDeque::new(),
             peers: BTreeMap::new(),
             state: DrainState { stamp: Stamp { term, version: 0 }, ..DrainState::default() },
@@ -127,11 +148,13 @@ impl Coordinator {
             evicted: BTreeMap::new(),
             granted: BTreeMap::new(),
             told_destinations: Vec::new(),
-            told_shares: BTreeSet::new(),
+            told_shares: BTreeMap::new(),
+            released: BTreeSet::new(),
             progress: None,
             next_heartbeat: now.monotonic,
+            beats: 0,
             balance_after: now.monotonic + options.balance_cooldown,
-            outputs: vec![Output::Log(Line::info("coordinator takes office"))],
+            outputs: Vec::new(),
             options,
         }
     }
@@ -162,6 +185,10 @@ impl Coordinator {
 
     /// Takes the outcome of its write.
     pub(crate) fn written(&mut self, outcome: TxnOutcome) {
+        let announced = std::mem::take(&mut self.announced);
+        if matches!(outcome, TxnOutcome::Committed(_)) {
+            self.outputs.extend(announced.into_iter().map(Output::Log));
+        }
         let promised = std::mem::take(&mut self.promised);
         for (id, answer) in promised {
             let answer = match outcome {
@@ -189,18 +216,23 @@ impl Coordinator {
             let answer = Err(Refusal::NotCoordinator { coordinator: None });
             self.outputs.push(Output::Answer { id, answer });
         }
-        self.outputs.push(Output::Log(Line::info("coordinator leaves office")));
+        self.outputs.push(Output::Log(Line::info("coordinator leaves office").of(&self.me.capture)));
         self.outputs
     }
 
     /// When [`Coordinator::advance`] is due.
     pub(crate) fn wake_at(&self) -> Instant {
-        let retries = self.moves.values().map(|m| m.retry.due).chain(self.starts.values().map(|(_, retry)| retry.due));
-        retries.chain(self.evicted.values().copied()).chain([self.next_heartbeat]).min().unwrap_or(self.next_heartbeat)
+        let moves = self.moves.values().map(|m| m.retry.due);
+        let retries = moves.chain(self.starts.values().map(|(_, retry)| retry.due)).filter(|_| self.is_ready());
+        let failovers = self.evicted.values().copied().flatten();
+        retries.chain(failovers).chain([self.next_heartbeat]).min().unwrap_or(self.next_heartbeat)
     }
 
     /// Does what is due: after every event.
     pub(crate) fn advance(&mut self, view: &View, now: Now) -> Vec<Output> {
+        if self.state.stamp.version == 0 {
+            self.outputs.push(Output::Log(Line::info("coordinator takes office").of(&self.me.capture)));
+        }
         self.follow_membership(view, now);
         self.refresh_state(view, now);
         self.grant_shares(view);
@@ -239,28 +271,32 @@ impl Coordinator {
         Draft::default().require(Compare::Created(KeyName::Owner(self.me.clone()).key(), self.term.0))
     }
 
-    /// Whether every registered capture has answered in this term. Before, nobody places anything.
+    /// Whether every capture that may have work has answered in this term. Before, nobody places anything.
     fn is_ready(&self) -> bool {
         self.mutants.has(Mutant::PlacesBeforeBootstrap)
-            || (!self.peers.is_empty() && self.peers.values().all(|peer| peer.report.is_some()))
+            || (!self.peers.is_empty()
+                && self.peers.values().all(|peer| peer.report.is_some() || peer.is_surely_empty()))
     }
 
     fn follow_membership(&mut self, view: &View, now: Now) {
         self.peers
             .retain(|id, peer| view.captures.get(id).is_some_and(|kept| kept.value.node_epoch == peer.node_epoch));
+        let newcomer = self.state.stamp.version > 0;
         for (id, kept) in &view.captures {
-            let node_epoch = kept.value.node_epoch;
-            self.peers.entry(id.clone()).or_insert(Peer { node_epoch, heard_at: now.monotonic, report: None });
+            let (node_epoch, heard_at) = (kept.value.node_epoch, now.monotonic);
+            self.peers.entry(id.clone()).or_insert(Peer { node_epoch, heard_at, report: None, newcomer });
         }
-        self.evicted.retain(|_, until| now.monotonic < *until);
+        let lease = self.options.lease;
+        for (_, until) in self.evicted.iter_mut().filter(|(who, _)| !view.is_registered(who)) {
+            until.get_or_insert(now.monotonic + lease);
+        }
+        self.evicted.retain(|_, until| until.is_none_or(|until| now.monotonic < until));
+        self.released.retain(|who| view.is_registered(who));
     }
 
-    fn first_retry(&self, now: Now) -> Retry {
-        Retry { due: now.monotonic + self.options.move_timeout, attempt: 1 }
-    }
-
-    fn next_retry(&self, retry: Retry, now: Now) -> Retry {
-        let doubled = self.options.move_timeout.saturating_mul(1 << retry.attempt.min(16));
+    /// When a command is repeated that was first sent with this patience.
+    fn next_retry(&self, patience: Duration, retry: Retry, now: Now) -> Retry {
+        let doubled = patience.saturating_mul(1 << retry.attempt.min(16));
         Retry { due: now.monotonic + doubled.min(self.options.move_timeout_max), attempt: retry.attempt + 1 }
     }
 }

@@ -6,9 +6,10 @@ use crate::{
     model::{
         Answer, CaptureId, ChangefeedConfig, ChangefeedId, ChangefeedInfo, ChangefeedState, Command, DrainEpoch,
         DrainOutcome, DrainRecord, DrainRequest, KeyName, LastEpoch, Liveness, LivenessMark, NodeEpoch, Now, Refusal,
-        Request, VALUE_VERSION,
+        Request, VALUE_VERSION, encode,
     },
     mutant::Mutant,
+    store::Op,
     view::View,
     write::Draft,
 };
@@ -26,6 +27,10 @@ impl Coordinator {
             match self.judge(view, request, now) {
                 Ok(Decision::Answer(answer)) => self.outputs.push(Output::Answer { id, answer: Ok(answer) }),
                 Err(refusal) => self.outputs.push(Output::Answer { id, answer: Err(refusal) }),
+                Ok(Decision::Write(draft, answer)) if self.mutants.has(Mutant::AnswersFirst) => {
+                    self.outputs.push(Output::Answer { id, answer: Ok(answer) });
+                    return Some(draft);
+                }
                 Ok(Decision::Write(draft, answer)) => {
                     self.promised.push((id, answer));
                     return Some(draft);
@@ -97,7 +102,8 @@ impl Coordinator {
         if !request.avoid.is_empty() {
             updated.avoid.clone_from(&request.avoid);
         }
-        updated.hook_deadline_ms = updated.hook_deadline_ms.or(request.hook_deadline_ms);
+        // A hook that is run again keeps its first deadline, and a deletion that comes sooner shortens it.
+        updated.hook_deadline_ms = updated.hook_deadline_ms.into_iter().chain(request.hook_deadline_ms).min();
         if updated == *record || request.dry_run {
             return Decision::Answer(answer);
         }
@@ -145,16 +151,20 @@ impl Coordinator {
             drain_epoch: epoch,
             unknown: std::collections::BTreeMap::new(),
         };
-        self.outputs.push(Output::Log(Line::info("drain starts").drain(&record)));
-        let mut draft = self
-            .draft()
-            .require_same(view, &KeyName::Capture(record.target.clone()))
-            .put(view, &KeyName::DrainRecord, &record)
-            .put(view, &KeyName::DrainEpoch, &LastEpoch { version: VALUE_VERSION, epoch });
+        let requester = record.requesters.first().map(String::as_str).unwrap_or_default();
+        self.announced.push(Line::info("drain starts").drain(&record).with("requester", requester));
+        let last = LastEpoch { version: VALUE_VERSION, epoch };
+        let draft = self.draft().require_same(view, &KeyName::Capture(record.target.clone()));
+        let mut draft = if self.mutants.has(Mutant::StartIgnoresRecord) {
+            let put = |name: KeyName, value| Op::Put { key: name.key(), value, lease: None };
+            draft.operations(vec![put(KeyName::DrainRecord, encode(&record)), put(KeyName::DrainEpoch, encode(&last))])
+        } else {
+            draft.put(view, &KeyName::DrainRecord, &record).put(view, &KeyName::DrainEpoch, &last)
+        };
         if !self.mutants.has(Mutant::RecordWithoutLiveness) {
             draft = draft.put(view, &KeyName::Liveness(record.target.clone()), &mark);
         }
-        if record.incarnation() == self.me {
+        if record.incarnation() == self.me && !self.mutants.has(Mutant::KeepsOffice) {
             draft = draft.delete(view, &KeyName::Owner(self.me.clone()));
         }
         Decision::Write(draft, Answer::Draining { epoch, current })
@@ -173,7 +183,7 @@ impl Coordinator {
             check_meant("drain epoch", epoch, Some(record.epoch))?;
             let line = Line::warn("drain cancelled").drain(record).with("requester", requester);
             let draft = self.finish(view, record, DrainOutcome::Cancelled, now);
-            self.outputs.push(Output::Log(line));
+            self.announced.push(line);
             return Ok(Decision::Write(draft, Answer::Done));
         }
         let cancelled = |epoch: DrainEpoch| {
@@ -201,6 +211,7 @@ impl Coordinator {
             return Err(Refusal::Conflict(format!("capture {capture} is not stopping, there is nothing to release")));
         }
         self.outputs.push(Output::Log(Line::info("capture is released").of(capture)));
+        self.released.insert(who.clone());
         self.outputs.push(Output::Send { to: who, command: Command::Release });
         Ok(Decision::Answer(Answer::Done))
     }
@@ -234,21 +245,28 @@ impl Coordinator {
         let mut updated = info.value.clone();
         updated.state = state;
         let draft = self.draft().put(view, &KeyName::ChangefeedInfo(id.clone()), &updated);
-        Ok(Decision::Write(draft, Answer::Done))
+        Ok(Decision::Write(self.without_place(draft, view, id), Answer::Done))
     }
 
     fn delete_changefeed(&self, view: &View, id: &ChangefeedId) -> Result<Decision, Refusal> {
         if !view.infos.contains_key(id) {
             return Err(Refusal::UnknownChangefeed(id.clone()));
         }
-        let mut draft = self
+        let draft = self
             .draft()
             .delete(view, &KeyName::ChangefeedInfo(id.clone()))
             .delete_unseen(&KeyName::Position(id.clone()));
-        if view.places.contains_key(id) {
-            draft = draft.delete(view, &KeyName::ChangefeedPlace(id.clone()));
+        Ok(Decision::Write(self.without_place(draft, view, id), Answer::Done))
+    }
+
+    /// A changefeed that stops running loses its place: hosts were told to take nothing more of that placement, so it
+    /// goes on under a new one.
+    pub(super) fn without_place(&self, draft: Draft, view: &View, id: &ChangefeedId) -> Draft {
+        if view.places.contains_key(id) && !self.mutants.has(Mutant::PausesInPlace) {
+            draft.delete(view, &KeyName::ChangefeedPlace(id.clone()))
+        } else {
+            draft
         }
-        Ok(Decision::Write(draft, Answer::Done))
     }
 }
 

@@ -136,9 +136,9 @@ impl Coordinator {
         let mut info = view.infos.get(&feed)?.value.clone();
         let line = crate::log::Line::warn("changefeed failed").on(&feed).with("error", &error);
         info.state = ChangefeedState::Failed { error };
-        self.outputs.push(super::Output::Log(line));
-        let place = KeyName::ChangefeedPlace(feed.clone());
-        Some(self.draft().require_same(view, &place).put(view, &KeyName::ChangefeedInfo(feed), &info))
+        self.announced.push(line);
+        let draft = self.draft().put(view, &KeyName::ChangefeedInfo(feed.clone()), &info);
+        Some(self.without_place(draft, view, &feed))
     }
 }
 

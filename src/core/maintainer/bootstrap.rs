@@ -12,14 +12,24 @@ use crate::{
 #[derive(Debug, Default)]
 struct Inventory {
     host: Option<Incarnation>,
+    /// Which of the host's answers the parts are of.
+    answer: u64,
     parts: BTreeMap<u32, Vec<HostedDispatcher>>,
     count: Option<u32>,
+    /// It is known to have nothing.
+    excused: bool,
     asked_at: Option<Instant>,
 }
 
 impl Inventory {
     fn is_complete(&self) -> bool {
         self.count.is_some_and(|count| self.parts.len() == count as usize)
+    }
+
+    /// Takes out what was told; what counts from then on is that it was complete.
+    fn open(&mut self) -> Vec<HostedDispatcher> {
+        self.count = Some(0);
+        std::mem::take(&mut self.parts).into_values().flatten().collect()
     }
 }
 
@@ -45,15 +55,34 @@ impl Bootstrap {
         self.next_ask = Some(now);
     }
 
-    pub(super) fn take(&mut self, from: &Incarnation, part: u32, parts: u32, dispatchers: Vec<HostedDispatcher>) {
+    /// Nobody waits for what these have: nothing.
+    pub(super) fn excuse(&mut self, newcomers: &[Incarnation]) {
+        for inventory in self.captures.values_mut() {
+            inventory.excused = inventory.host.as_ref().is_some_and(|host| newcomers.contains(host));
+        }
+    }
+
+    /// What a capture told, once it is complete.
+    fn told_by(&mut self, from: &Incarnation) -> Vec<HostedDispatcher> {
+        let inventory = self.captures.get_mut(&from.capture).filter(|inventory| inventory.is_complete());
+        inventory.map(Inventory::open).unwrap_or_default()
+    }
+
+    pub(super) fn take(
+        &mut self,
+        from: &Incarnation,
+        answer: u64,
+        (part, parts): (u32, u32),
+        dispatchers: Vec<HostedDispatcher>,
+    ) {
         let Some(inventory) = self.captures.get_mut(&from.capture) else { return };
-        if inventory.host.as_ref() != Some(from) || inventory.is_complete() {
+        if inventory.host.as_ref() != Some(from) || inventory.is_complete() || answer < inventory.answer {
             return;
         }
-        if inventory.count != Some(parts) {
-            // A repeated answer was cut differently: only parts of one answer fit together.
+        if answer > inventory.answer {
+            // What has ended between two answers would be missed by a part of each.
             inventory.parts.clear();
-            inventory.count = Some(parts);
+            (inventory.answer, inventory.count) = (answer, Some(parts));
         }
         inventory.parts.insert(part, dispatchers);
     }
@@ -83,10 +112,22 @@ impl Maintainer {
             }
         }
         let answered = !self.bootstrap.captures.is_empty()
-            && (self.bootstrap.captures.values().all(Inventory::is_complete)
+            && (self.bootstrap.captures.values().all(|inventory| inventory.is_complete() || inventory.excused)
                 || self.mutants.has(Mutant::PlacesBeforeBootstrap));
-        if !self.running && answered && !matches!(self.persisted, Persisted::Reading) {
+        if !self.running && answered && !matches!(self.persisted, Persisted::Reading { .. }) {
             self.begin();
+        }
+    }
+
+    /// What a capture has that joined when the plan was made: an earlier maintainer may have put something there that is
+    /// not of the plan.
+    pub(super) fn take_late_inventory(&mut self, from: &Incarnation) {
+        for dispatcher in self.bootstrap.told_by(from) {
+            let id = dispatcher.span.id();
+            let known = self.spans.get(id).and_then(|planned| planned.stage.site());
+            if known.is_none_or(|at| at.host != *from || at.writer_epoch != dispatcher.writer_epoch) {
+                self.surplus.insert((id, dispatcher.writer_epoch), (from.clone(), self.now));
+            }
         }
     }
 
@@ -94,13 +135,9 @@ impl Maintainer {
     fn begin(&mut self) {
         self.running = true;
         let mut found: Vec<(Incarnation, HostedDispatcher)> = Vec::new();
-        for inventory in self.bootstrap.captures.values_mut() {
+        for inventory in self.bootstrap.captures.values_mut().filter(|inventory| inventory.is_complete()) {
             let Some(host) = inventory.host.clone() else { continue };
-            for dispatcher in std::mem::take(&mut inventory.parts).into_values().flatten() {
-                found.push((host.clone(), dispatcher));
-            }
-            // The parts are in the plan now; what counts of the inventory is that it was complete.
-            inventory.count = Some(0);
+            found.extend(inventory.open().into_iter().map(|dispatcher| (host.clone(), dispatcher)));
         }
         found.sort_by_key(|(_, dispatcher)| std::cmp::Reverse(dispatcher.writer_epoch));
         for (host, dispatcher) in found {
@@ -127,11 +164,12 @@ impl Maintainer {
                 stage,
                 checkpoint_ts: dispatcher.checkpoint_ts.max(self.checkpoint_ts),
                 attempt: 0,
+                failures: 0,
                 due,
-                moving: false,
+                // The predecessor had begun to move it, and that counts against the limit.
+                moving: dispatcher.stopping,
             });
         }
-        self.tables_unlisted = Some(self.checkpoint_ts);
         self.outputs.push(Output::StartTrigger { start_ts: self.checkpoint_ts });
     }
 }

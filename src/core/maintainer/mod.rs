@@ -108,14 +108,19 @@ pub struct Maintainer {
     destinations: Vec<Incarnation>,
     share: u32,
     balance: bool,
+    /// The beat of the heartbeat that was heard last.
+    beat: u64,
     bootstrap: Bootstrap,
     running: bool,
     spans: Spans,
     /// Dispatchers that are not of the plan, and are being stopped.
     surplus: BTreeMap<(SpanId, WriterEpoch), (Incarnation, Instant)>,
     counter: u64,
-    /// Where the table trigger starts, until it has listed the tables that are there.
-    tables_unlisted: Option<CommitTs>,
+    /// Whether the table trigger has told which tables are there.
+    tables_listed: bool,
+    /// Tables that it did not list then: up to where their spans had come, and when they have ended if no birth is told
+    /// up to there.
+    doubtful: BTreeMap<Arc<str>, (CommitTs, CommitTs)>,
     /// Tables that have ended, and when.
     ended: BTreeMap<Arc<str>, CommitTs>,
     resolved_ts: CommitTs,
@@ -154,16 +159,18 @@ impl Maintainer {
             destinations: Vec::new(),
             share: 0,
             balance: false,
+            beat: 0,
             bootstrap: Bootstrap::default(),
             running: false,
             spans: Spans::default(),
             surplus: BTreeMap::new(),
             counter: 0,
-            tables_unlisted: None,
+            tables_listed: false,
+            doubtful: BTreeMap::new(),
             ended: BTreeMap::new(),
             samples: VecDeque::new(),
             checkpoint_at_ms: 0,
-            persisted: Persisted::Reading,
+            persisted: Persisted::Reading { next: Instant::default() },
             error: None,
             orders: BTreeMap::new(),
             outputs: Vec::new(),
@@ -239,9 +246,10 @@ impl Maintainer {
     }
 
     fn hear(&mut self, heartbeat: &Heartbeat) {
-        if heartbeat.state.stamp < self.state.stamp {
+        if (heartbeat.state.stamp, heartbeat.beat) < (self.state.stamp, self.beat) {
             return;
         }
+        self.beat = heartbeat.beat;
         let news = heartbeat.state.stamp > self.state.stamp;
         self.destinations.clone_from(&heartbeat.destinations);
         self.share = heartbeat.shares.get(&self.changefeed).copied().unwrap_or(0);
@@ -250,14 +258,20 @@ impl Maintainer {
             self.state = heartbeat.state.clone();
             self.follow_membership();
         }
-        if matches!(self.persisted, Persisted::Reading) {
+        self.bootstrap.excuse(&heartbeat.newcomers);
+        if matches!(self.persisted, Persisted::Reading { .. }) {
             self.outputs.push(Output::ReadPosition);
         }
     }
 
     fn take_status(&mut self, from: &Incarnation, status: Status) {
         match status {
-            Status::Inventory { part, parts, dispatchers } => self.bootstrap.take(from, part, parts, dispatchers),
+            Status::Inventory { answer, part, parts, dispatchers } => {
+                self.bootstrap.take(from, answer, (part, parts), dispatchers);
+                if self.running {
+                    self.take_late_inventory(from);
+                }
+            }
             Status::Progress(news) if self.running => {
                 for news in news {
                     self.take_news(from, news);
@@ -269,8 +283,12 @@ impl Maintainer {
 
     /// What a host says of one dispatcher; news of any but the present one mean nothing.
     fn take_news(&mut self, from: &Incarnation, news: DispatcherNews) {
-        let ended = matches!(news.what, DispatcherFate::Stopped { .. } | DispatcherFate::Failed { .. });
-        if ended {
+        let failed = matches!(news.what, DispatcherFate::Failed { .. });
+        if failed {
+            // Its host repeats this until a stop shows that it was heard.
+            self.orders.entry(from.clone()).or_default().stop.push((news.span, news.writer_epoch));
+        }
+        if failed || matches!(news.what, DispatcherFate::Stopped { .. }) {
             self.surplus.remove(&(news.span, news.writer_epoch));
         }
         let present = self.spans.get(news.span).and_then(|planned| planned.stage.site());
@@ -281,7 +299,7 @@ impl Maintainer {
         match news.what {
             DispatcherFate::Working { checkpoint_ts, split_at } => {
                 if checkpoint_ts > planned.checkpoint_ts {
-                    planned.attempt = 0;
+                    planned.failures = 0;
                 }
                 planned.checkpoint_ts = planned.checkpoint_ts.max(checkpoint_ts);
                 self.take_working(planned, split_at);
@@ -290,14 +308,20 @@ impl Maintainer {
                 planned.checkpoint_ts = planned.checkpoint_ts.max(checkpoint_ts.unwrap_or(0));
                 self.take_stopped(planned);
             }
-            DispatcherFate::Refused => self.back_off(planned),
+            DispatcherFate::Refused => {
+                planned.attempt += 1;
+                let attempt = planned.attempt;
+                self.back_off(planned, attempt);
+            }
             DispatcherFate::Failed { error, fatal } => {
-                if fatal || planned.attempt >= FAILURES_MAX {
+                planned.failures += 1;
+                let failures = planned.failures;
+                if fatal || failures > FAILURES_MAX {
                     self.error = Some(error);
                 }
                 match &planned.stage {
                     Stage::Stopping { .. } => self.take_stopped(planned),
-                    _ => self.back_off(planned),
+                    _ => self.back_off(planned, failures),
                 }
             }
         }
@@ -327,8 +351,9 @@ impl Maintainer {
         planned.due = None;
         planned.stage = Stage::Queued { not_before: self.now };
         match then {
-            Then::Requeue => self.spans.put(planned),
-            Then::Drop => {}
+            // A table that was born anew meanwhile needs its span, which is in the plan already.
+            Then::Drop if self.ended.contains_key(&planned.span.table) || self.mutants.has(Mutant::DropsReborn) => {}
+            Then::Requeue | Then::Drop => self.spans.put(planned),
             Then::Split(at) => {
                 let Span { table, start, end } = planned.span.clone();
                 for span in [
@@ -342,9 +367,9 @@ impl Maintainer {
     }
 
     /// It runs nowhere, for a reason that may pass: it waits, longer each time.
-    fn back_off(&mut self, mut planned: Planned) {
-        let wait = self.options.heartbeat.saturating_mul(1 << planned.attempt.min(8)).min(self.options.move_timeout);
-        planned.attempt += 1;
+    fn back_off(&mut self, mut planned: Planned, times: u32) {
+        let doubled = self.options.heartbeat.saturating_mul(1 << times.saturating_sub(1).min(8));
+        let wait = doubled.min(self.options.move_timeout);
         planned.due = None;
         planned.stage = Stage::Queued { not_before: self.now + wait };
         self.spans.put(planned);

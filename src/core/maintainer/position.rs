@@ -10,8 +10,8 @@ use crate::{
 /// What is known of the persisted position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Persisted {
-    /// It is being read.
-    Reading,
+    /// It is being read; after that it may be written from `next` on.
+    Reading { next: Instant },
     /// This, at that modification revision; 0: nothing.
     Known { checkpoint_ts: CommitTs, revision: Revision, next: Instant },
     /// A write of this is under way.
@@ -20,25 +20,22 @@ pub(super) enum Persisted {
 
 impl Maintainer {
     pub(super) fn take_position(&mut self, position: Option<(Position, Revision)>) {
-        if !matches!(self.persisted, Persisted::Reading) {
-            return;
-        }
+        let Persisted::Reading { next } = self.persisted else { return };
         let (checkpoint_ts, revision) =
             position.map_or((0, 0), |(position, revision)| (position.checkpoint_ts, revision));
         self.checkpoint_ts = self.checkpoint_ts.max(checkpoint_ts);
         self.resolved_ts = self.resolved_ts.max(checkpoint_ts);
-        self.persisted = Persisted::Known { checkpoint_ts, revision, next: self.now };
+        self.persisted = Persisted::Known { checkpoint_ts, revision, next: next.max(self.now) };
     }
 
     pub(super) fn take_outcome(&mut self, outcome: TxnOutcome) {
         let Persisted::Writing { checkpoint_ts } = self.persisted else { return };
+        let next = self.now + self.options.heartbeat;
         self.persisted = match outcome {
-            TxnOutcome::Committed(revision) => {
-                Persisted::Known { checkpoint_ts, revision, next: self.now + self.options.heartbeat }
-            }
+            TxnOutcome::Committed(revision) => Persisted::Known { checkpoint_ts, revision, next },
             TxnOutcome::Refused(_) | TxnOutcome::Unknown => {
                 self.outputs.push(Output::ReadPosition);
-                Persisted::Reading
+                Persisted::Reading { next }
             }
         };
     }
@@ -51,9 +48,6 @@ impl Maintainer {
             self.spans.lowest()
         };
         let lowest = spans.unwrap_or(CommitTs::MAX).min(self.resolved_ts);
-        if lowest <= self.checkpoint_ts && self.checkpoint_at_ms > 0 {
-            return;
-        }
         self.checkpoint_ts = self.checkpoint_ts.max(lowest);
         while self.samples.len() > 1 && self.samples.get(1).is_some_and(|(ts, _)| *ts <= self.checkpoint_ts) {
             self.samples.pop_front();

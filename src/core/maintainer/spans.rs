@@ -53,8 +53,10 @@ pub(super) struct Planned {
     pub(super) span: Span,
     pub(super) stage: Stage,
     pub(super) checkpoint_ts: CommitTs,
-    /// How often an order for it had to be repeated, or failed, since it last came forward.
+    /// How often an order for it had to be repeated, or was refused.
     pub(super) attempt: u32,
+    /// How often its dispatcher failed since it last came forward.
+    pub(super) failures: u32,
     /// When its order is repeated.
     pub(super) due: Option<Instant>,
     /// Whether it is on the move from one capture to another.

@@ -16,30 +16,61 @@ impl Maintainer {
         resolved_ts: CommitTs,
         resolved_at_ms: u64,
     ) {
-        if let Some(start_ts) = self.tables_unlisted.take() {
-            // The first news lists every table there: another's spans are left over from before the checkpoint.
-            let listed: BTreeSet<_> = born.iter().map(|(whole, _)| &whole.table).collect();
-            let left_over = self.spans.tables().filter(|table| !listed.contains(table));
-            self.ended.extend(left_over.map(|table| (table.clone(), start_ts)));
+        if !self.tables_listed {
+            self.tables_listed = true;
+            self.doubt_unlisted(&born, resolved_ts);
         }
         for (table, end) in ended {
             self.ended.insert(table, end);
         }
         for (whole, birth) in born {
+            self.doubtful.remove(&whole.table);
             if self.ended.get(&whole.table).is_some_and(|end| *end <= birth) {
                 self.ended.remove(&whole.table);
             }
             let start = self.checkpoint_ts.max(birth.saturating_sub(1));
             for span in self.spans.gaps(&whole) {
                 let stage = Stage::Queued { not_before: self.now };
-                self.spans.put(Planned { span, stage, checkpoint_ts: start, attempt: 0, due: None, moving: false });
+                self.spans.put(Planned {
+                    span,
+                    stage,
+                    checkpoint_ts: start,
+                    attempt: 0,
+                    failures: 0,
+                    due: None,
+                    moving: false,
+                });
             }
         }
         self.resolved_ts = self.resolved_ts.max(resolved_ts);
-        if resolved_at_ms > 0 && self.samples.back().is_none_or(|(ts, _)| *ts < resolved_ts) {
-            self.samples.push_back((resolved_ts, resolved_at_ms));
-            if self.samples.len() > SAMPLES_MAX {
-                self.samples.pop_front();
+        let settled = self.doubtful.extract_if(.., |_, (known_ts, _)| *known_ts < resolved_ts);
+        self.ended.extend(settled.map(|(table, (_, end))| (table, end)));
+        if resolved_at_ms > 0 {
+            self.sample(resolved_ts, resolved_at_ms);
+        }
+    }
+
+    /// Tables of the plan that the first news of the trigger does not list have ended before it, unless their birth is
+    /// still to be told: it is at most one above what their spans have come to.
+    fn doubt_unlisted(&mut self, listed: &[(Span, CommitTs)], resolved_ts: CommitTs) {
+        let listed: BTreeSet<_> = listed.iter().map(|(whole, _)| &whole.table).collect();
+        for table in self.spans.tables().filter(|table| !listed.contains(table)) {
+            let known_ts = self.spans.of_table(table).into_iter().filter_map(|id| self.spans.get(id));
+            let known_ts = known_ts.map(|planned| planned.checkpoint_ts).max().unwrap_or(0);
+            self.doubtful.insert(table.clone(), (known_ts, resolved_ts));
+        }
+    }
+
+    /// Remembers when the source passed a commit timestamp. An idle source passes the same one again and again.
+    fn sample(&mut self, ts: CommitTs, at_ms: u64) {
+        match self.samples.back_mut() {
+            Some((known, _)) if *known > ts => {}
+            Some((known, at)) if *known == ts => *at = at_ms.max(*at),
+            _ => {
+                self.samples.push_back((ts, at_ms));
+                if self.samples.len() > SAMPLES_MAX {
+                    self.samples.pop_front();
+                }
             }
         }
     }

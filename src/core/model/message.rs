@@ -147,12 +147,14 @@ pub struct Heartbeat {
     pub state: DrainState,
     /// Who may get work: not sealed, and known to have heard this very state.
     pub destinations: Vec<Incarnation>,
+    /// Captures that registered in this term and were not heard yet. They have nothing, and are not waited for.
+    pub newcomers: Vec<Incarnation>,
     /// How many dispatchers each maintainer of this capture may have on the move. Holds until the next heartbeat.
     pub shares: BTreeMap<ChangefeedId, u32>,
     /// Whether dispatchers may be moved for balance.
     pub balance: bool,
-    /// The highest report of this capture that the coordinator has seen.
-    pub seen: u64,
+    /// Counts the heartbeats of this coordinator: of two with the same state the later one holds.
+    pub beat: u64,
 }
 
 /// A capture's answer to a heartbeat; its first answer in a term is its bootstrap.
@@ -245,6 +247,8 @@ pub struct NewDispatcher {
 pub enum Status {
     /// All that it has, in parts.
     Inventory {
+        /// Counts the answers of this host: only parts of one answer fit together.
+        answer: u64,
         /// The number of this part, from 0.
         part: u32,
         /// How many parts there are.

@@ -1,6 +1,6 @@
 //! What a capture knows, for doors, people and metrics: a value that is replaced whole.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use super::{
     CaptureId, ChangefeedConfig, ChangefeedEpoch, ChangefeedId, ChangefeedState, CommitTs, DrainEnd, DrainEpoch,
@@ -76,6 +76,16 @@ pub enum Blocker {
     UnheardCapture(CaptureId),
     /// The deadline has passed, and the policy is to hold.
     DeadlineHeld,
+}
+
+impl fmt::Display for Blocker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDestination => f.write_str("no other capture may take the work"),
+            Self::UnheardCapture(id) => write!(f, "capture {id} keeps its lease and is not heard"),
+            Self::DeadlineHeld => f.write_str("the deadline has passed, and the policy is to hold"),
+        }
+    }
 }
 
 /// The drain that is on.

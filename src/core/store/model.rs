@@ -16,7 +16,8 @@ const LOG_MAX_REVISIONS: usize = 10_000;
 #[error("changes up to revision {0} are compacted")]
 pub struct Compacted(pub Revision);
 
-#[derive(Debug, Clone)]
+/// By default one that has run out.
+#[derive(Debug, Clone, Default)]
 struct LeaseState {
     ttl: Duration,
     ends_at: Instant,
@@ -46,9 +47,15 @@ impl Model {
     }
 
     /// Takes over what was persisted, as after a crash, but keeps the leases that are alive.
+    ///
+    /// A key whose lease is over here shows that this end was not persisted: the lease comes back as one that has run
+    /// out, to be ended again.
     pub fn reload(&mut self, revision: Revision, entries: impl IntoIterator<Item = Entry>) {
         let (leases, next_lease) = (std::mem::take(&mut self.leases), self.next_lease);
         *self = Self { next_lease, leases, ..Self::restore(revision, entries) };
+        for lease in self.keys.values().filter_map(|entry| entry.lease) {
+            self.leases.entry(lease).or_default();
+        }
     }
 
     /// The last revision.
@@ -64,9 +71,10 @@ impl Model {
         lease
     }
 
-    /// Keeps a lease alive for its full time from now on. Whether there is such a lease.
+    /// Keeps a lease alive for its full time from now on. Whether there is such a lease; one that has run out is none,
+    /// also before it is ended.
     pub fn keep(&mut self, lease: LeaseId, now: Instant) -> bool {
-        let Some(state) = self.leases.get_mut(&lease) else { return false };
+        let Some(state) = self.leases.get_mut(&lease).filter(|state| state.ends_at > now) else { return false };
         state.ends_at = now + state.ttl;
         true
     }
@@ -177,7 +185,8 @@ impl Model {
             };
             start <= &**key && &**key < end
         };
-        let later = self.log.iter().filter(|(at, _)| *at > revision).flat_map(|(_, changes)| changes);
+        let known = self.log.partition_point(|(at, _)| *at <= revision);
+        let later = self.log.range(known..).flat_map(|(_, changes)| changes);
         Ok(Changes { revision: self.revision, changes: later.filter(inside).cloned().collect() })
     }
 
@@ -233,6 +242,30 @@ mod tests {
         assert!(store.get("a").is_none() && store.get("b").is_some());
         assert!(!store.keep(lease, later));
         assert!(!commit(&mut store, vec![], vec![put("c", Some(lease))]), "a put on a lease that is over");
+    }
+
+    #[test]
+    fn a_lease_that_has_run_out_is_not_kept() {
+        let mut store = Model::new();
+        let lease = store.grant(Duration::from_secs(10), Instant::default());
+        assert!(!store.keep(lease, Instant(Duration::from_secs(10))));
+    }
+
+    #[test]
+    fn an_end_of_a_lease_that_was_not_persisted_comes_again() {
+        let mut store = Model::new();
+        let (ended, alive) = (store.grant(Duration::from_secs(1), Instant::default()), LeaseId(2));
+        assert_eq!(store.grant(Duration::from_mins(1), Instant::default()), alive);
+        commit(&mut store, vec![], vec![put("a", Some(ended)), put("b", Some(alive))]);
+        let persisted = store.list("", "z");
+        let later = Instant(Duration::from_secs(2));
+        store.expire(later);
+        store.reload(persisted.revision, persisted.entries);
+        assert!(store.get("a").is_some(), "as it was persisted");
+        assert!(!store.keep(ended, later), "its end was told");
+        assert!(store.next_expiry().is_some_and(|at| at <= later));
+        store.expire(later);
+        assert!(store.get("a").is_none() && store.get("b").is_some() && store.keep(alive, later));
     }
 
     #[test]

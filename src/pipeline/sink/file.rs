@@ -4,8 +4,10 @@
 //! own file: readers ignore its rows above the start of the later writer.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
+    mem,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -15,8 +17,10 @@ use capturedrain_core::{
     work::DispatcherKey,
 };
 
+use tokio::task::JoinHandle;
+
 use super::{SinkRow, SpanLine};
-use crate::pipeline::{PipelineError, folder};
+use crate::pipeline::{PipelineError, folder, source::Batch, table::segment_of};
 
 /// The name of a dispatcher's file.
 pub fn file_name(span: SpanId, writer: WriterEpoch, start_ts: CommitTs) -> String {
@@ -37,12 +41,32 @@ pub(in crate::pipeline) struct FileSink {
     path: PathBuf,
     file: Arc<File>,
     waiting: Vec<u8>,
+    /// Up to here everything was taken.
+    taken_ts: CommitTs,
+    /// Up to here everything is safe.
+    safe_ts: CommitTs,
+    writing: Option<Writing>,
 }
 
+/// A write that is on: it goes on whoever waits for it.
+struct Writing {
+    task: JoinHandle<Result<(), PipelineError>>,
+    until_ts: CommitTs,
+}
+
+/// An error of creation: for good only when it cannot pass by itself.
 fn folder_error(path: &Path, error: &io::Error) -> PipelineError {
+    use io::ErrorKind as Kind;
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => write_error(path, error),
-        _ => PipelineError::SinkFolder { path: path.to_owned(), reason: error.to_string() },
+        Kind::PermissionDenied
+        | Kind::NotADirectory
+        | Kind::IsADirectory
+        | Kind::AlreadyExists
+        | Kind::ReadOnlyFilesystem
+        | Kind::InvalidFilename
+        | Kind::InvalidInput
+        | Kind::Unsupported => PipelineError::SinkFolder { path: path.to_owned(), reason: error.to_string() },
+        _ => write_error(path, error),
     }
 }
 
@@ -50,13 +74,17 @@ fn write_error(path: &Path, error: &io::Error) -> PipelineError {
     PipelineError::SinkWrite { path: path.to_owned(), reason: error.to_string() }
 }
 
-/// Runs file work where it does not hold up others.
-async fn blocking<T: Send + 'static>(
-    path: &Path,
+/// Begins file work where it does not hold up others.
+fn begin<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, PipelineError> + Send + 'static,
-) -> Result<T, PipelineError> {
-    let ended = tokio::task::spawn_blocking(work).await;
-    ended.unwrap_or_else(|error| Err(PipelineError::SinkWrite { path: path.to_owned(), reason: error.to_string() }))
+) -> JoinHandle<Result<T, PipelineError>> {
+    tokio::task::spawn_blocking(work)
+}
+
+/// Waits for file work.
+async fn end<T>(path: &Path, work: &mut JoinHandle<Result<T, PipelineError>>) -> Result<T, PipelineError> {
+    work.await
+        .unwrap_or_else(|error| Err(PipelineError::SinkWrite { path: path.to_owned(), reason: error.to_string() }))
 }
 
 impl FileSink {
@@ -69,14 +97,18 @@ impl FileSink {
         let table = sink.join(folder(&span.table));
         let path = table.join(file_name(key.span, key.writer_epoch, start_ts));
         let (line, created) = (SpanLine::of(span), path.clone());
-        let file = blocking(&path, move || create(&table, &created, &line)).await?;
-        Ok(Self { path, file: Arc::new(file), waiting: Vec::new() })
+        let file = end(&path, &mut begin(move || create(&table, &created, &line))).await?;
+        let (taken_ts, safe_ts) = (start_ts, start_ts);
+        Ok(Self { path, file: Arc::new(file), waiting: Vec::new(), taken_ts, safe_ts, writing: None })
     }
 
-    pub(super) fn append(&mut self, row: &SinkRow) -> Result<(), PipelineError> {
-        serde_json::to_writer(&mut self.waiting, row)
-            .map_err(|error| PipelineError::SinkWrite { path: self.path.clone(), reason: error.to_string() })?;
-        self.waiting.push(b'\n');
+    pub(super) fn take(&mut self, batch: &Batch) -> Result<(), PipelineError> {
+        for row in &batch.rows {
+            serde_json::to_writer(&mut self.waiting, &SinkRow::of(row))
+                .map_err(|error| PipelineError::SinkWrite { path: self.path.clone(), reason: error.to_string() })?;
+            self.waiting.push(b'\n');
+        }
+        self.taken_ts = self.taken_ts.max(batch.resolved_ts);
         Ok(())
     }
 
@@ -84,16 +116,29 @@ impl FileSink {
         self.waiting.len()
     }
 
-    pub(super) async fn flush(&mut self) -> Result<(), PipelineError> {
-        if self.waiting.is_empty() {
-            return Ok(());
+    pub(super) fn is_busy(&self) -> bool {
+        self.writing.is_some() || !self.waiting.is_empty() || self.taken_ts > self.safe_ts
+    }
+
+    pub(super) async fn next_safe(&mut self) -> Result<CommitTs, PipelineError> {
+        if self.writing.is_none() && !self.waiting.is_empty() {
+            let (file, waiting, path) = (self.file.clone(), mem::take(&mut self.waiting), self.path.clone());
+            let task = begin(move || {
+                let written = (&*file).write_all(&waiting).and_then(|()| file.sync_data());
+                written.map_err(|error| write_error(&path, &error))
+            });
+            self.writing = Some(Writing { task, until_ts: self.taken_ts });
         }
-        let (file, waiting, path) = (self.file.clone(), std::mem::take(&mut self.waiting), self.path.clone());
-        blocking(&self.path, move || {
-            let written = (&*file).write_all(&waiting).and_then(|()| file.sync_data());
-            written.map_err(|error| write_error(&path, &error))
-        })
-        .await
+        self.safe_ts = match &mut self.writing {
+            Some(writing) => {
+                let written = end(&self.path, &mut writing.task).await;
+                let until_ts = writing.until_ts;
+                self.writing = None;
+                written.map(|()| until_ts)?
+            }
+            None => self.taken_ts,
+        };
+        Ok(self.safe_ts)
     }
 }
 
@@ -125,15 +170,30 @@ fn create(table: &Path, path: &Path, line: &SpanLine) -> Result<File, PipelineEr
 /// Whether a folder can be made and written.
 pub(super) async fn check_folder(sink: &Path) -> Result<(), PipelineError> {
     let folder = sink.to_owned();
-    blocking(sink, move || {
+    let mut tried = begin(move || {
         let probe = folder.join(format!(".probe-{}", std::process::id()));
         let tried = fs::create_dir_all(&folder)
             .and_then(|()| File::create(&probe))
             .and_then(|mut file| file.write_all(b"probe").and_then(|()| file.sync_all()));
         let _ = fs::remove_file(&probe);
-        tried.map_err(|error| PipelineError::SinkFolder { path: folder, reason: error.to_string() })
-    })
-    .await
+        tried.map_err(|error| folder_error(&folder, &error))
+    });
+    end(sink, &mut tried).await
+}
+
+/// The path segments whose tables have a folder.
+pub(super) async fn tables(sink: &Path) -> Result<BTreeSet<Vec<u8>>, PipelineError> {
+    let folder = sink.to_owned();
+    let mut listing = begin(move || {
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+            entries => entries.map_err(|error| folder_error(&folder, &error))?,
+        };
+        let names: io::Result<Vec<_>> = entries.map(|entry| entry.map(|entry| entry.file_name())).collect();
+        let names = names.map_err(|error| folder_error(&folder, &error))?;
+        Ok(names.iter().filter_map(|name| segment_of(name.to_str()?)).collect())
+    });
+    end(sink, &mut listing).await
 }
 
 #[cfg(test)]
@@ -147,5 +207,18 @@ mod tests {
         assert_eq!(name, "00000000000000ab-12.3-77.jsonl");
         assert_eq!(parse_file_name(&name), Some((SpanId(0xab), writer, 77)));
         assert_eq!(parse_file_name("spans.jsonl"), None);
+    }
+
+    #[test]
+    fn only_errors_that_cannot_pass_by_themselves_are_for_good() {
+        let fatal = |errno| folder_error(Path::new("/sink"), &io::Error::from_raw_os_error(errno)).is_fatal();
+        // EACCES, EPERM, ENOTDIR, EISDIR, EROFS, ENAMETOOLONG
+        for errno in [13, 1, 20, 21, 30, 36] {
+            assert!(fatal(errno), "{}", io::Error::from_raw_os_error(errno));
+        }
+        // EMFILE, ENFILE, EIO, ENOSPC, EDQUOT, ENOMEM, ESTALE, EINTR
+        for errno in [24, 23, 5, 28, 122, 12, 116, 4] {
+            assert!(!fatal(errno), "{}", io::Error::from_raw_os_error(errno));
+        }
     }
 }

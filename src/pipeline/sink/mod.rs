@@ -1,17 +1,21 @@
 //! Where rows go.
 
 mod file;
+mod mirror;
+
+use std::collections::BTreeSet;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use capturedrain_core::{
-    model::{CommitTs, Span},
-    work::DispatcherKey,
-};
+use capturedrain_core::model::{CommitTs, Span};
 use serde::{Deserialize, Serialize};
 
-use self::file::{FileSink, check_folder};
 pub use self::file::{file_name, parse_file_name};
-use super::{PipelineError, Row, RowOp, SinkUrl};
+pub(super) use self::mirror::Mirrors;
+use self::{file::FileSink, mirror::MirrorSink};
+use super::{PipelineError, Row, RowOp, SinkUrl, SourceUrl, dispatcher::Job, source::Batch};
+
+/// How many bytes may wait in a sink before nothing more is read.
+const WAITING_MAX_BYTES: usize = 1 << 20;
 
 /// A row as the file sink writes it: one JSON object a line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,54 +105,86 @@ impl SpanLine {
 /// A dispatcher's way into the sink.
 pub(super) enum Sink {
     File(FileSink),
-    Blackhole { rows: u64 },
+    Mirror(Box<MirrorSink>),
+    Blackhole { taken_ts: CommitTs, safe_ts: CommitTs },
 }
 
 impl Sink {
     pub(super) async fn open(
         url: &SinkUrl,
-        span: &Span,
-        key: &DispatcherKey,
-        start_ts: CommitTs,
+        source: &SourceUrl,
+        job: &Job,
+        mirrors: &Mirrors,
     ) -> Result<Self, PipelineError> {
         match url {
-            SinkUrl::File(folder) => Ok(Self::File(FileSink::open(folder, span, key, start_ts).await?)),
-            SinkUrl::Blackhole => Ok(Self::Blackhole { rows: 0 }),
+            SinkUrl::File(folder) => Ok(Self::File(FileSink::open(folder, &job.span, &job.key, job.start_ts).await?)),
+            SinkUrl::Mirror(url) => Ok(Self::Mirror(Box::new(MirrorSink::open(url, source, job, mirrors).await?))),
+            SinkUrl::Blackhole => Ok(Self::Blackhole { taken_ts: job.start_ts, safe_ts: job.start_ts }),
         }
     }
 
-    /// Takes a row; it is safe with the next flush.
-    pub(super) fn append(&mut self, row: &Row) -> Result<(), PipelineError> {
+    /// Takes rows; they are safe once [`Self::next_safe`] says so.
+    pub(super) fn take(&mut self, batch: Batch) -> Result<(), PipelineError> {
         match self {
-            Self::File(file) => file.append(&SinkRow::of(row)),
-            Self::Blackhole { rows } => {
-                *rows += 1;
+            Self::File(file) => file.take(&batch),
+            Self::Mirror(mirror) => {
+                mirror.take(batch);
+                Ok(())
+            }
+            Self::Blackhole { taken_ts, .. } => {
+                *taken_ts = batch.resolved_ts.max(*taken_ts);
                 Ok(())
             }
         }
     }
 
-    /// How many bytes wait for the next flush.
-    pub(super) fn waiting_bytes(&self) -> usize {
-        match self {
+    /// Whether more can be taken before something that waits is written.
+    pub(super) fn has_room(&self) -> bool {
+        let waiting_bytes = match self {
             Self::File(file) => file.waiting_bytes(),
+            Self::Mirror(mirror) => mirror.waiting_bytes(),
             Self::Blackhole { .. } => 0,
+        };
+        waiting_bytes < WAITING_MAX_BYTES
+    }
+
+    /// Whether something was taken of which [`Self::next_safe`] has not said that it is safe.
+    pub(super) fn is_busy(&self) -> bool {
+        match self {
+            Self::File(file) => file.is_busy(),
+            Self::Mirror(mirror) => mirror.is_busy(),
+            Self::Blackhole { taken_ts, safe_ts } => taken_ts > safe_ts,
         }
     }
 
-    /// Makes all rows that were taken safe.
-    pub(super) async fn flush(&mut self) -> Result<(), PipelineError> {
+    /// Writes what waits, or a part of it; the commit timestamp up to which everything is safe then. Can be dropped and
+    /// called again without loss.
+    pub(super) async fn next_safe(&mut self) -> Result<CommitTs, PipelineError> {
         match self {
-            Self::File(file) => file.flush().await,
-            Self::Blackhole { .. } => Ok(()),
+            Self::File(file) => file.next_safe().await,
+            Self::Mirror(mirror) => mirror.next_safe().await,
+            Self::Blackhole { taken_ts, safe_ts } => {
+                *safe_ts = *taken_ts;
+                Ok(*safe_ts)
+            }
         }
     }
 }
 
-/// Whether a sink could be written to from here.
-pub(super) async fn check(url: &SinkUrl) -> Result<(), PipelineError> {
+/// Whether a sink could be written to from here, by a changefeed that begins at `start_ts` (0: with a snapshot).
+pub(super) async fn check(url: &SinkUrl, source: &SourceUrl, start_ts: CommitTs) -> Result<(), PipelineError> {
     match url {
-        SinkUrl::File(folder) => check_folder(folder).await,
+        SinkUrl::File(folder) => file::check_folder(folder).await,
+        SinkUrl::Mirror(url) => mirror::check(url, source, start_ts).await,
         SinkUrl::Blackhole => Ok(()),
+    }
+}
+
+/// The path segments of the tables that a sink has something of.
+pub(super) async fn tables(url: &SinkUrl) -> Result<BTreeSet<Vec<u8>>, PipelineError> {
+    match url {
+        SinkUrl::File(folder) => file::tables(folder).await,
+        SinkUrl::Mirror(url) => mirror::tables(url).await,
+        SinkUrl::Blackhole => Ok(BTreeSet::new()),
     }
 }

@@ -2,48 +2,62 @@
 //!
 //! An idle range makes no events, so progress is asked for: etcd then says up to which revision it has told everything.
 
-use std::{sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use capturedrain_core::model::{CommitTs, Span};
-use etcd_client::{
-    Client, ConnectOptions, Error, EventType, GetOptions, GetResponse, KeyValue, WatchOptions, WatchResponse,
-    WatchStream,
-};
+use etcd_client::{EventType, GetOptions, KeyValue, WatchOptions, WatchResponse, WatchStream};
 use tokio::time::{self, Instant};
 
 use super::{Batch, Row, RowOp};
 use crate::clock::wall;
-use crate::pipeline::{EtcdUrl, PipelineError, table_of};
+use crate::pipeline::{
+    EtcdUrl, PipelineError,
+    etcd::{Etcd, PageSize, RECONNECT_BACKOFF, Range, Role, revision_of, unsigned},
+    table::{KeyRange, table_of},
+};
 
 /// How often progress is asked for.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// After which a question for progress is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// How long a call may take.
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long after a lost connection the next one is tried.
-const RECONNECT_BACKOFF: Duration = Duration::from_millis(500);
 /// After which silence a watch counts as lost, although progress was asked for.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
-/// How often an idle connection is tried, so that a dead one is noticed.
-const KEEP_ALIVE: Duration = Duration::from_secs(3);
-/// How many keys a page of a snapshot has.
-const PAGE_KEYS: i64 = 1000;
 
 /// How far a feed is.
 enum Stage {
-    /// It reads what is there, at one revision; the next page begins here.
-    Snapshot { revision: CommitTs, next: Vec<u8> },
+    /// It reads what is there, at one revision that outlives a lost connection; the next page begins here.
+    Snapshot { revision: CommitTs, next: Vec<u8>, size: PageSize },
     /// It has to begin to watch.
     Closed,
     /// It watches.
-    Watching { watch: Box<WatchStream>, asked_at: Option<(Instant, u64)>, next_ask: Instant, heard_at: Instant },
+    Watching(Box<Watching>),
+}
+
+/// A watch.
+struct Watching {
+    stream: WatchStream,
+    /// Events up to here were brought before it began.
+    base: CommitTs,
+    /// Rows of a revision of which a part is still to come.
+    partial: Vec<Row>,
+    asked: Option<Asked>,
+    next_ask: Instant,
+    heard_at: Instant,
+}
+
+/// A question for progress that is not answered yet.
+struct Asked {
+    first_at: Instant,
+    last_at: Instant,
+    /// When it was asked first, in milliseconds since 1970. Asked again, this moment counts: the first answer may be on the
+    /// way.
+    moment_ms: u64,
 }
 
 /// The changes of a range.
 pub(in crate::pipeline) struct EtcdFeed {
     url: Arc<EtcdUrl>,
-    client: Option<Client>,
+    client: Option<Etcd>,
     /// Keys below the range that belong to other tables are left out when this is set.
     only_table: Option<Arc<str>>,
     start: Vec<u8>,
@@ -52,80 +66,6 @@ pub(in crate::pipeline) struct EtcdFeed {
     cursor: CommitTs,
     stage: Stage,
     outage: bool,
-}
-
-/// Connects, and makes sure that this etcd can be trusted.
-pub(in crate::pipeline) async fn connect(url: &EtcdUrl) -> Result<Client, PipelineError> {
-    let options = ConnectOptions::new()
-        .with_connect_timeout(CALL_TIMEOUT)
-        .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE)
-        .with_keep_alive_while_idle(true);
-    let mut client = Client::connect(&url.endpoints, Some(options)).await.map_err(|error| unreachable(url, &error))?;
-    let status = call(url, client.status()).await?;
-    if !is_trusted(status.version()) {
-        let version = status.version().to_owned();
-        return Err(PipelineError::Untrusted { url: url.url.clone(), version });
-    }
-    Ok(client)
-}
-
-/// Whether a version has the fixes of etcd-io/etcd #15220 and #17557, without which progress notices overtake events.
-fn is_trusted(version: &str) -> bool {
-    let mut numbers = version.split(['.', '-']).map(|part| part.parse::<u64>().unwrap_or(0));
-    let mut next = || numbers.next().unwrap_or(0);
-    let version = (next(), next(), next());
-    match version {
-        (3, 4, patch) => patch >= 31,
-        (3, 5, patch) => patch >= 13,
-        newer => newer >= (3, 6, 0),
-    }
-}
-
-fn unreachable(url: &EtcdUrl, error: &Error) -> PipelineError {
-    let reason = match error {
-        Error::GRpcStatus(status) => status.message().to_owned(),
-        other => other.to_string(),
-    };
-    PipelineError::Unreachable { url: url.url.clone(), reason }
-}
-
-async fn call<T>(url: &EtcdUrl, work: impl Future<Output = Result<T, Error>>) -> Result<T, PipelineError> {
-    let Ok(answer) = time::timeout(CALL_TIMEOUT, work).await else {
-        let reason = format!("no answer within {} s", CALL_TIMEOUT.as_secs());
-        return Err(PipelineError::Unreachable { url: url.url.clone(), reason });
-    };
-    answer.map_err(|error| unreachable(url, &error))
-}
-
-/// Reads a range at a revision (0: the present one); says when that revision cannot be read any more, or not yet.
-pub(in crate::pipeline) async fn read(
-    url: &EtcdUrl,
-    client: &mut Client,
-    start: &[u8],
-    options: GetOptions,
-    revision: CommitTs,
-) -> Result<GetResponse, PipelineError> {
-    let at = i64::try_from(revision).unwrap_or(i64::MAX);
-    let answer = call(url, client.get(start.to_vec(), Some(options.with_revision(at)))).await;
-    match answer {
-        Err(PipelineError::Unreachable { reason, .. }) if reason.contains("has been compacted") => {
-            Err(PipelineError::Compacted { url: url.url.clone(), compacted: revision + 1, start_ts: revision })
-        }
-        Err(PipelineError::Unreachable { reason, .. }) if reason.contains("is a future revision") => {
-            let present = call(url, client.get("a", Some(GetOptions::new().with_count_only()))).await?;
-            let present = revision_of(&present);
-            Err(PipelineError::WentBack { url: url.url.clone(), revision: present, start_ts: revision })
-        }
-        other => other,
-    }
-}
-
-pub(in crate::pipeline) fn revision_of(response: &GetResponse) -> CommitTs {
-    response.header().map_or(0, |header| unsigned(header.revision()))
-}
-
-fn unsigned(signed: i64) -> CommitTs {
-    CommitTs::try_from(signed).unwrap_or(0)
 }
 
 impl EtcdFeed {
@@ -148,25 +88,15 @@ impl EtcdFeed {
         Self { only_table: None, ..Self::new(url, &span, start_ts) }
     }
 
-    fn client(&self) -> Result<Client, PipelineError> {
-        let gone = || PipelineError::Unreachable { url: self.url.url.clone(), reason: "not connected".to_owned() };
-        self.client.clone().ok_or_else(gone)
-    }
-
-    fn range(&self) -> GetOptions {
-        GetOptions::new().with_range(self.end.clone())
-    }
-
     /// Begins to watch, or to read the snapshot; tries until the source answers.
-    pub(super) async fn open(&mut self) -> Result<(), PipelineError> {
-        while matches!(self.stage, Stage::Closed) {
+    pub(in crate::pipeline) async fn open(&mut self) -> Result<(), PipelineError> {
+        while self.client.is_none() || matches!(self.stage, Stage::Closed) {
             match self.try_open().await {
-                Ok(stage) => {
+                Ok(()) => {
                     if self.outage {
                         tracing::info!(source = %self.url.url, "source answers again");
                     }
                     self.outage = false;
-                    self.stage = stage;
                 }
                 Err(error) => self.outage(error).await?,
             }
@@ -176,7 +106,7 @@ impl EtcdFeed {
 
     /// A source that went away is waited for; any other error is returned.
     async fn outage(&mut self, error: PipelineError) -> Result<(), PipelineError> {
-        if error.is_fatal() {
+        if !error.is_outage() {
             return Err(error);
         }
         if !self.outage {
@@ -184,39 +114,62 @@ impl EtcdFeed {
         }
         self.outage = true;
         self.client = None;
-        self.stage = Stage::Closed;
+        // Pages that were handed out are of one revision, and so have to be those that follow.
+        if matches!(self.stage, Stage::Watching(_)) {
+            self.stage = Stage::Closed;
+        }
         time::sleep(RECONNECT_BACKOFF).await;
         Ok(())
     }
 
-    async fn try_open(&mut self) -> Result<Stage, PipelineError> {
-        if self.client.is_none() {
-            self.client = Some(connect(&self.url).await?);
+    async fn try_open(&mut self) -> Result<(), PipelineError> {
+        let client = match self.client.take() {
+            Some(client) => client,
+            None => Etcd::connect(&self.url, Role::Source).await?,
+        };
+        if matches!(self.stage, Stage::Closed) {
+            self.stage = self.begin(&client).await?;
         }
-        let mut client = self.client()?;
+        self.client = Some(client);
+        Ok(())
+    }
+
+    async fn begin(&self, client: &Etcd) -> Result<Stage, PipelineError> {
         // Linearizable, so no member that lags behind answers this.
-        let present = read(&self.url, &mut client, &self.start, self.range().with_count_only(), 0).await?;
+        let present = client.read(&self.range(&self.start, 0), GetOptions::new().with_count_only()).await?;
         let revision = revision_of(&present);
         if revision < self.cursor {
             return Err(PipelineError::WentBack { url: self.url.url.clone(), revision, start_ts: self.cursor });
         }
         if self.cursor == 0 {
-            return Ok(Stage::Snapshot { revision, next: self.start.clone() });
+            return Ok(Stage::Snapshot { revision, next: self.start.clone(), size: PageSize::default() });
         }
-        // From what is known already: a watch that begins in the future gets no notice of progress until that comes.
+        // From what is known already: a watch that begins in the future gets no notice of progress until that comes. In
+        // parts, since a revision may be larger than any message.
         let from = i64::try_from(self.cursor).unwrap_or(i64::MAX);
-        let options = WatchOptions::new().with_range(self.end.clone()).with_start_revision(from);
-        let mut watch = call(&self.url, client.watch(self.start.clone(), Some(options))).await?;
-        let created = call(&self.url, watch.message()).await?;
-        self.check(created.as_ref())?;
+        let options = WatchOptions::new().with_range(self.end.clone()).with_start_revision(from).with_fragment();
+        let mut watch = client.watch.clone();
+        let mut stream = client.call(watch.watch(self.start.clone(), Some(options))).await?;
+        let created = client.call(stream.message()).await?;
+        self.check(client, created.as_ref())?;
         let now = Instant::now();
-        Ok(Stage::Watching { watch: Box::new(watch), asked_at: None, next_ask: now, heard_at: now })
+        Ok(Stage::Watching(Box::new(Watching {
+            stream,
+            base: self.cursor,
+            partial: Vec::new(),
+            asked: None,
+            next_ask: now,
+            heard_at: now,
+        })))
+    }
+
+    fn range<'a>(&'a self, start: &'a [u8], revision: CommitTs) -> Range<'a> {
+        Range { start, end: &self.end, revision }
     }
 
     /// Says why a watch ended, if it did.
-    fn check(&self, response: Option<&WatchResponse>) -> Result<(), PipelineError> {
-        let gone = |reason: &str| PipelineError::Unreachable { url: self.url.url.clone(), reason: reason.to_owned() };
-        let Some(response) = response else { return Err(gone("the watch was closed")) };
+    fn check(&self, client: &Etcd, response: Option<&WatchResponse>) -> Result<(), PipelineError> {
+        let Some(response) = response else { return Err(client.outage("the watch was closed")) };
         if response.compact_revision() > 0 {
             return Err(PipelineError::Compacted {
                 url: self.url.url.clone(),
@@ -224,18 +177,16 @@ impl EtcdFeed {
                 start_ts: self.cursor,
             });
         }
-        if response.canceled() { Err(gone(response.cancel_reason())) } else { Ok(()) }
+        if response.canceled() { Err(client.outage(response.cancel_reason())) } else { Ok(()) }
     }
 
+    /// The next batch. Can be dropped and called again without loss.
     pub(in crate::pipeline) async fn next(&mut self) -> Result<Batch, PipelineError> {
         loop {
             self.open().await?;
             let advanced = match &self.stage {
-                Stage::Snapshot { revision, next } => {
-                    let (revision, next) = (*revision, next.clone());
-                    self.page(revision, next).await.map(Some)
-                }
-                Stage::Watching { .. } => self.watch_on().await,
+                Stage::Snapshot { .. } => self.page().await,
+                Stage::Watching(_) => self.watch_on().await,
                 Stage::Closed => Ok(None),
             };
             match advanced {
@@ -247,70 +198,74 @@ impl EtcdFeed {
     }
 
     /// A page of the snapshot. Rows carry the revision at which their key was last written.
-    async fn page(&mut self, revision: CommitTs, next: Vec<u8>) -> Result<Batch, PipelineError> {
-        let mut client = self.client()?;
-        let page = read(&self.url, &mut client, &next, self.range().with_limit(PAGE_KEYS), revision).await;
-        let page = page.map_err(|error| match error {
-            // Compacted while it was read: it begins anew, under a new writer.
-            PipelineError::Compacted { url, .. } => {
-                PipelineError::Unreachable { url, reason: "compacted while its snapshot was read".to_owned() }
-            }
-            other => other,
-        })?;
-        let rows = page.kvs().iter().filter_map(|kv| self.row(kv, EventType::Put)).collect();
-        match page.kvs().last() {
-            Some(last) if page.more() => {
-                self.stage = Stage::Snapshot { revision, next: [last.key(), &[0]].concat() };
-                Ok(Batch { rows, resolved_ts: 0, resolved_at_ms: 0 })
-            }
-            _ => {
-                self.cursor = revision;
+    async fn page(&mut self) -> Result<Option<Batch>, PipelineError> {
+        let (Some(client), Stage::Snapshot { revision, next, size }) = (&self.client, &self.stage) else {
+            return Ok(None);
+        };
+        let (revision, mut size) = (*revision, *size);
+        let page = match client.page(&self.range(next, revision), GetOptions::new(), &mut size).await {
+            Err(PipelineError::Compacted { .. }) if *next == self.start => {
+                // Nothing of it was handed out, so that a later revision is as good.
                 self.stage = Stage::Closed;
-                Ok(Batch { rows, resolved_ts: revision, resolved_at_ms: 0 })
+                return Ok(None);
             }
-        }
+            Err(PipelineError::Compacted { url, .. }) => return Err(PipelineError::SnapshotGone { url, revision }),
+            page => page?,
+        };
+        let rows = page.answer.kvs().iter().filter_map(|kv| self.row(kv, EventType::Put)).collect();
+        let covered = KeyRange { start: next.clone(), end: page.next.clone().unwrap_or_else(|| self.end.clone()) };
+        let resolved_ts = if page.next.is_some() { 0 } else { revision };
+        self.cursor = resolved_ts;
+        self.stage = page.next.map_or(Stage::Closed, |next| Stage::Snapshot { revision, next, size });
+        Ok(Some(Batch { rows, covered: Some(covered), resolved_ts, resolved_at_ms: 0 }))
     }
 
     /// The next message of the watch, if it brings something.
     async fn watch_on(&mut self) -> Result<Option<Batch>, PipelineError> {
-        let Stage::Watching { watch, asked_at, next_ask, heard_at } = &mut self.stage else { return Ok(None) };
+        let (Some(client), Stage::Watching(watching)) = (&self.client, &mut self.stage) else { return Ok(None) };
+        if watching.next_ask <= Instant::now() {
+            watching.ask(client).await?;
+        }
         let message = tokio::select! {
-            message = watch.message() => message.map_err(|error| unreachable(&self.url, &error))?,
-            () = time::sleep_until(*next_ask) => {
-                *next_ask = Instant::now() + PROGRESS_INTERVAL;
-                if heard_at.elapsed() > SILENCE_MAX {
-                    let reason = format!("the watch was silent for {} s", SILENCE_MAX.as_secs());
-                    return Err(PipelineError::Unreachable { url: self.url.url.clone(), reason });
-                }
-                if asked_at.is_none_or(|(at, _)| at.elapsed() > ASK_AGAIN) {
-                    // Asked again, the first question's moment counts: its answer may be on the way.
-                    let moment = asked_at.map_or_else(|| wall().0, |(_, moment)| moment);
-                    watch.request_progress().await.map_err(|error| unreachable(&self.url, &error))?;
-                    *asked_at = Some((Instant::now(), moment));
-                }
-                return Ok(None);
+            biased;
+            message = watching.stream.message() => message.map_err(|error| client.error(&error))?,
+            () = time::sleep_until(watching.next_ask) => {
+                let silent = watching.asked.as_ref().is_some_and(|asked| {
+                    asked.first_at.max(watching.heard_at).elapsed() > SILENCE_MAX
+                });
+                let reason = format!("the watch was silent for {} s", SILENCE_MAX.as_secs());
+                return if silent { Err(client.outage(&reason)) } else { Ok(None) };
             }
         };
-        *heard_at = Instant::now();
+        watching.heard_at = Instant::now();
         let is_progress = message.as_ref().is_some_and(|m| m.events().is_empty() && !m.created() && !m.canceled());
-        let asked = if is_progress { asked_at.take() } else { None };
-        self.check(message.as_ref())?;
+        let asked = if is_progress { watching.asked.take() } else { None };
+        self.check(client, message.as_ref())?;
         let Some(message) = message else { return Ok(None) };
-        if is_progress {
-            let told = message.header().map_or(0, |header| unsigned(header.revision()));
-            self.cursor = self.cursor.max(told);
-            let resolved_at_ms = asked.map_or(0, |(_, at_ms)| at_ms);
-            return Ok(Some(Batch { rows: Vec::new(), resolved_ts: self.cursor, resolved_at_ms }));
+        let told = if is_progress { message.header().map_or(0, |header| unsigned(header.revision())) } else { 0 };
+        let (rows, whole) = self.rows(&message);
+        self.cursor = self.cursor.max(whole).max(told);
+        let resolved_at_ms = asked.map_or(0, |asked| asked.moment_ms);
+        Ok(Some(Batch { rows, covered: None, resolved_ts: self.cursor, resolved_at_ms }))
+    }
+
+    /// The rows of a message whose revisions are whole, and the last of these. A revision that comes in parts waits for its
+    /// last part, so that nobody takes a part for the whole.
+    fn rows(&mut self, message: &WatchResponse) -> (Vec<Row>, CommitTs) {
+        let Stage::Watching(watching) = &mut self.stage else { return (Vec::new(), 0) };
+        let (base, mut rows) = (watching.base, mem::take(&mut watching.partial));
+        let events = message.events().iter().filter_map(|event| Some((event.kv()?, event.event_type())));
+        let new: Vec<_> = events.filter(|(kv, _)| unsigned(kv.mod_revision()) > base).collect();
+        let last = new.last().map_or(0, |(kv, _)| unsigned(kv.mod_revision()));
+        rows.extend(new.into_iter().filter_map(|(kv, kind)| self.row(kv, kind)));
+        if !message.0.fragment {
+            return (rows, last);
         }
-        let known = self.cursor;
-        let mut rows = Vec::with_capacity(message.events().len());
-        for event in message.events() {
-            if let Some(kv) = event.kv().filter(|kv| unsigned(kv.mod_revision()) > known) {
-                self.cursor = self.cursor.max(unsigned(kv.mod_revision()));
-                rows.extend(self.row(kv, event.event_type()));
-            }
+        let whole = rows.partition_point(|row| row.commit_ts < last);
+        if let Stage::Watching(watching) = &mut self.stage {
+            watching.partial = rows.split_off(whole);
         }
-        Ok(Some(Batch { rows, resolved_ts: self.cursor, resolved_at_ms: 0 }))
+        (rows, last.saturating_sub(1))
     }
 
     fn row(&self, kv: &KeyValue, kind: EventType) -> Option<Row> {
@@ -325,38 +280,47 @@ impl EtcdFeed {
         Some(Row { commit_ts: unsigned(kv.mod_revision()), key: kv.key().to_vec(), op, is_first })
     }
 
-    /// A key in the middle, when there are more than `max`; `None` also when the source does not answer.
-    pub(super) async fn split_point(&self, max: u64) -> Option<Arc<[u8]>> {
-        let mut client = self.client.clone()?;
-        let count = read(&self.url, &mut client, &self.start, self.range().with_count_only(), 0).await.ok()?.count();
-        if unsigned(count) <= max {
-            return None;
-        }
-        let half = self.range().with_keys_only().with_limit(count / 2 + 1);
-        let keys = read(&self.url, &mut client, &self.start, half, 0).await.ok()?;
-        keys.kvs().last().map(|kv| kv.key().into())
+    /// Looks for a key in the middle; `None` while the source is not reached.
+    pub(super) fn split_point(&self, max: u64) -> Option<super::SplitPoint> {
+        let (client, start, end) = (self.client.clone()?, self.start.clone(), self.end.clone());
+        Some(Box::pin(async move { middle(&client, start, &end, max).await }))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_whose_progress_overtakes_events_are_not_trusted() {
-        for (version, trusted) in [
-            ("3.4.23", false),
-            ("3.4.31", true),
-            ("3.5.12", false),
-            ("3.5.13", true),
-            ("3.6.0", true),
-            ("3.6.7", true),
-            ("4.0.0", true),
-            ("3.3.99", false),
-            ("3.6.0-rc.1", true),
-            ("", false),
-        ] {
-            assert_eq!(is_trusted(version), trusted, "{version}");
+impl Watching {
+    /// Asks for progress, unless it was asked for and the answer is awaited.
+    async fn ask(&mut self, client: &Etcd) -> Result<(), PipelineError> {
+        let now = Instant::now();
+        self.next_ask = now + PROGRESS_INTERVAL;
+        if self.asked.as_ref().is_some_and(|asked| asked.last_at.elapsed() <= ASK_AGAIN) {
+            return Ok(());
         }
+        let moment_ms = wall().0;
+        client.call(self.stream.request_progress()).await?;
+        let asked = self.asked.get_or_insert(Asked { first_at: now, last_at: now, moment_ms });
+        asked.last_at = now;
+        Ok(())
+    }
+}
+
+/// A key in the middle of a range, when that has more than `max` keys.
+async fn middle(client: &Etcd, mut start: Vec<u8>, end: &[u8], max: u64) -> Result<Option<Arc<[u8]>>, PipelineError> {
+    let count = client.count(&start, end).await?;
+    if count <= max {
+        return Ok(None);
+    }
+    let mut before = count / 2;
+    let mut size = PageSize::bare();
+    loop {
+        let range = Range { start: &start, end, revision: 0 };
+        let page = client.page(&range, GetOptions::new().with_keys_only(), &mut size).await?;
+        let keys = page.answer.kvs();
+        if let Some(kv) = usize::try_from(before).ok().and_then(|before| keys.get(before)) {
+            return Ok(Some(kv.key().into()));
+        }
+        before -= keys.len() as u64;
+        // Keys may have gone meanwhile.
+        let Some(next) = page.next else { return Ok(None) };
+        start = next;
     }
 }

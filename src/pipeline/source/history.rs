@@ -1,34 +1,49 @@
 //! All of a range of an etcd at once, for comparing a sink with it.
 
+use std::sync::Arc;
+
 use capturedrain_core::model::CommitTs;
 use etcd_client::GetOptions;
 
-use super::{EtcdFeed, Row, RowOp, connect, read};
-use crate::pipeline::{EtcdUrl, PipelineError, table::after};
+use super::{EtcdFeed, Row, RowOp};
+use crate::pipeline::{
+    EtcdUrl, PipelineError,
+    etcd::{Etcd, PageSize, Range, Role, unsigned},
+    table::after,
+};
 
-/// How many keys a page has.
-const PAGE_KEYS: i64 = 1000;
-
-/// The keys and values of a range at a revision, each as the put that made it.
+/// The keys and values of a range at a revision, each as the put that made it; 0: the present revision.
 ///
 /// # Errors
 /// When the source cannot be read at that revision.
 pub async fn etcd_state(url: &EtcdUrl, revision: CommitTs) -> Result<Vec<Row>, PipelineError> {
-    let mut client = connect(url).await?;
-    let mut rows = Vec::new();
-    let mut next = url.prefix.clone();
+    state(url, Role::Source, revision).await
+}
+
+/// The same of a mirror, at present.
+///
+/// # Errors
+/// When it cannot be read.
+pub async fn mirror_state(url: &EtcdUrl) -> Result<Vec<Row>, PipelineError> {
+    state(url, Role::Sink, 0).await
+}
+
+async fn state(url: &EtcdUrl, role: Role, revision: CommitTs) -> Result<Vec<Row>, PipelineError> {
+    let etcd = Etcd::connect(&Arc::new(url.clone()), role).await?;
+    let (mut rows, mut size) = (Vec::new(), PageSize::default());
+    let (mut start, end) = (url.prefix.clone(), after(&url.prefix));
     loop {
-        let options = GetOptions::new().with_range(after(&url.prefix)).with_limit(PAGE_KEYS);
-        let page = read(url, &mut client, &next, options, revision).await?;
-        rows.extend(page.kvs().iter().map(|kv| Row {
-            commit_ts: CommitTs::try_from(kv.mod_revision()).unwrap_or(0),
+        let range = Range { start: &start, end: &end, revision };
+        let page = etcd.page(&range, GetOptions::new(), &mut size).await?;
+        rows.extend(page.answer.kvs().iter().map(|kv| Row {
+            commit_ts: unsigned(kv.mod_revision()),
             key: kv.key().to_vec(),
             op: RowOp::Put(kv.value().to_vec()),
             is_first: false,
         }));
-        match page.kvs().last() {
-            Some(last) if page.more() => next = [last.key(), &[0]].concat(),
-            _ => return Ok(rows),
+        match page.next {
+            Some(next) => start = next,
+            None => return Ok(rows),
         }
     }
 }
@@ -38,7 +53,7 @@ pub async fn etcd_state(url: &EtcdUrl, revision: CommitTs) -> Result<Vec<Row>, P
 /// # Errors
 /// When the source is compacted past the first one, or does not answer.
 pub async fn etcd_history(url: &EtcdUrl, start: CommitTs, until: CommitTs) -> Result<Vec<Row>, PipelineError> {
-    connect(url).await?;
+    Etcd::connect(&Arc::new(url.clone()), Role::Source).await?;
     let mut feed = EtcdFeed::of_prefix(url, after(&url.prefix), start);
     let mut rows = Vec::new();
     loop {

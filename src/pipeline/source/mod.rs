@@ -4,17 +4,17 @@ mod etcd;
 mod history;
 mod synthetic;
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
 use capturedrain_core::model::{CommitTs, Span};
 
-pub(super) use self::etcd::{EtcdFeed, connect, read, revision_of};
+pub(super) use self::etcd::EtcdFeed;
 use self::synthetic::SyntheticFeed;
 pub use self::{
-    history::{etcd_history, etcd_state},
+    history::{etcd_history, etcd_state, mirror_state},
     synthetic::{synthetic_rows, synthetic_table},
 };
-use super::{PipelineError, SourceUrl};
+use super::{PipelineError, SourceUrl, table::KeyRange};
 
 /// What happened to a key.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,12 +41,18 @@ pub struct Row {
 /// What a feed brings.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
+    /// In commit order, all rows of a commit timestamp or none; in key order when they are of a snapshot.
     pub(super) rows: Vec<Row>,
+    /// Set when this is a page of a snapshot: which range it has all of.
+    pub(super) covered: Option<KeyRange>,
     /// Everything up to here has been brought.
     pub(super) resolved_ts: CommitTs,
     /// A moment, in milliseconds since 1970, such that everything before it is at or below `resolved_ts`; 0: unknown.
     pub(super) resolved_at_ms: u64,
 }
+
+/// A search for a key in the middle of a range, when that is too large.
+pub(super) type SplitPoint = Pin<Box<dyn Future<Output = Result<Option<Arc<[u8]>>, PipelineError>> + Send>>;
 
 /// All changes of a range after a commit timestamp.
 pub(super) enum Feed {
@@ -79,10 +85,10 @@ impl Feed {
         }
     }
 
-    /// A key in the middle of the range, when that has more than `max` keys.
-    pub(super) async fn split_point(&self, max: u64) -> Option<Arc<[u8]>> {
+    /// Begins to look for a key in the middle of the range, when that has more than `max` keys. `None`: not now.
+    pub(super) fn split_point(&self, max: u64) -> Option<SplitPoint> {
         match self {
-            Self::Etcd(feed) => feed.split_point(max).await,
+            Self::Etcd(feed) => feed.split_point(max),
             Self::Synthetic(_) => None,
         }
     }

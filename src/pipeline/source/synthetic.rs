@@ -78,7 +78,7 @@ impl SyntheticFeed {
         let rows = synthetic_rows(&self.url, &self.span, self.cursor, until);
         self.cursor = until;
         self.due = if until + 1 < now { Instant::now() } else { Instant::now() + TICK };
-        Batch { rows, resolved_ts: until, resolved_at_ms: until }
+        Batch { rows, covered: None, resolved_ts: until, resolved_at_ms: until }
     }
 }
 
