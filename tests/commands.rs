@@ -15,6 +15,7 @@ use capturedrain_core::store::{Op, Txn};
 use processes::{Cluster, run, wait_for};
 use reqwest::Method;
 use serde_json::Value;
+use tokio::process::Command;
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
@@ -43,8 +44,8 @@ async fn a_server_that_cannot_start_says_why() {
     fails(&["server", "--store", &store, "--addr", "0.0.0.0:1"], 2, "not a loopback address").await;
     let everywhere = ["server", "--store", &store, "--addr", "0.0.0.0:1", "--insecure"];
     fails(&everywhere, 2, "say with --advertise-addr HOST:PORT where they can").await;
-    let (code, sentence) = run(&[&everywhere[..], &["--advertise-addr", "0.0.0.0:1"]].concat(), "").await;
-    assert_eq!((code, sentence.contains("name one at which others reach it")), (2, true), "{sentence}");
+    let nowhere = [&everywhere[..], &["--advertise-addr", "0.0.0.0:1"]].concat();
+    fails_to_parse(&nowhere, "name one at which others reach it").await;
     fails(&["server", "--store", "etcd://h:1", "--captures", "3"], 2, "embedded").await;
     fails(&["server", "--store", &store, "--heartbeat", "9s"], 2, "--heartbeat").await;
     let held = TcpListener::bind(&taken).ok();
@@ -87,9 +88,52 @@ async fn a_position_of_a_newer_build_ends_the_capture_that_needs_it() {
     assert_eq!(&*store.get(key).await.unwrap().unwrap().value, newer.as_bytes());
 }
 
+/// Standard output of a command that ends well.
+async fn printed(args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_capturedrain")).args(args).output().await.unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_shell_gets_its_completions() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let script = printed(&["completions", shell]).await;
+        assert!(script.contains("capturedrain") && script.contains("dry-run"), "{shell}: {script}");
+    }
+    fails_to_parse(&["completions", "tcsh"], "possible values: bash").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn help_names_variables_and_not_what_they_are_set_to() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_capturedrain"));
+    let output = command.args(["drain", "--help"]).env("CAPTUREDRAIN_REASON", "secret").output().await.unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    assert!(help.contains("CAPTUREDRAIN_REASON") && !help.contains("secret"), "{help}");
+    assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+}
+
+/// Runs a command that makes no sense: the parser's own words, and exit code 2.
+async fn fails_to_parse(args: &[&str], says: &str) {
+    let (code, sentence) = run(args, "").await;
+    assert_eq!((code, sentence.contains(says)), (2, true), "{args:?}: {sentence}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_printed_may_be_cut_off() {
+    let mut command = Command::new("sh");
+    let crd = format!("{} crd | head -1", env!("CARGO_BIN_EXE_capturedrain"));
+    let output = command.args(["-c", &crd]).output().await.unwrap();
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    let full = format!("{} crd > /dev/full", env!("CARGO_BIN_EXE_capturedrain"));
+    let output = Command::new("sh").args(["-c", &full]).output().await.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), said.contains("cannot write to standard output")), (Some(12), true), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_cannot_ask_says_why() {
-    fails(&["captures"], 5, "no answer from 127.0.0.1:9").await;
+    fails(&["captures"], 5, "no answer from 127.0.0.1:9: Connection refused").await;
     fails(&["captures", "--server", "ftp://h:1"], 2, "\"ftp://h:1\" is not a server").await;
     fails(&["drain", "b", "--on-deadline", "proceed"], 2, "--on-deadline proceed needs a --deadline").await;
     fails(&["apply", "-f", "/nonexistent.yaml"], 3, "/nonexistent.yaml cannot be read").await;

@@ -96,7 +96,9 @@ impl Client {
     }
 
     fn unreachable(&self, reason: String) -> ClientError {
-        ClientError::Unreachable { servers: self.servers.given().join(", "), reason }
+        let servers = self.servers.given().join(", ");
+        let own = reason.strip_prefix(&servers).and_then(|rest| rest.strip_prefix(": ")).map(str::to_owned);
+        ClientError::Unreachable { servers, reason: own.unwrap_or(reason) }
     }
 
     fn attempt_timeout(&self) -> Duration {

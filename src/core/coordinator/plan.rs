@@ -8,8 +8,8 @@ use crate::{
     view::View,
 };
 
-/// How long a move takes as long as no drain has been measured, in milliseconds: a stop, a start and a write.
-const MOVE_GUESS_MS: u64 = 500;
+/// How long a move takes as long as no drain has been measured, in milliseconds: a flush, two messages, a start.
+const MOVE_GUESS_MS: u64 = 100;
 
 impl Coordinator {
     /// What a request would come to, if these captures got the work.
