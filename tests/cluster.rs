@@ -148,6 +148,55 @@ async fn who_stops_waiting_is_told_that_the_drain_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_waits_is_told_by_the_exit_code_how_it_ended() {
+    let (etcd, mut cluster, writer, sink) = replicating("exits").await;
+    let target = cluster.a_follower().await;
+    let wait = ["drain", &target, "--wait", "--deadline", "1s"];
+    for (policy, exit, says) in [("hold", 7, "is held; the drain goes on"), ("proceed", 6, "may go with work left")] {
+        // A target that stands still cannot be proven empty.
+        cluster.suspend(&target).await;
+        let (code, sentence) = cluster.run(&[&wait[..], &["--on-deadline", policy]].concat()).await;
+        assert_eq!((code, sentence.contains(says)), (exit, true), "{sentence}");
+        cluster.ok(&["cancel", &target]).await;
+        cluster.resume(&target).await;
+        cluster.wait_for_captures(3).await;
+    }
+    cluster.suspend(&target).await;
+    let waiter = cluster.waiter(&["drain", &target, "--wait"]).await;
+    cluster.ok(&["cancel", &target]).await;
+    assert_eq!(waiter.end().await.0, 8);
+    let waiter = cluster.waiter(&["drain", &target, "--wait"]).await;
+    cluster.kill(&target);
+    assert_eq!(waiter.end().await.0, 9);
+    prove(&etcd, &cluster, writer, &sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changefeed_whose_source_is_compacted_past_its_checkpoint_fails_and_says_why() {
+    let (etcd, cluster, writer, _sink) = replicating("fails").await;
+    cluster.ok(&["changefeed", "pause", "shop"]).await;
+    wait_for(Duration::from_secs(30), "the dispatchers to end", || async {
+        let captures = cluster.try_json(&["captures"]).await?;
+        captures.as_array()?.iter().all(|capture| capture["dispatcher_count"] == 0).then_some(())
+    })
+    .await;
+    // What is written and compacted while nobody reads it is lost to a changefeed that goes on from its checkpoint.
+    let mut client = etcd_client::Client::connect([etcd.client_url()], None).await.unwrap();
+    let put = client.put("/shop/t0/late", "x", None).await.unwrap();
+    let revision = put.header().unwrap().revision();
+    client.compact(revision, None).await.unwrap();
+    cluster.ok(&["changefeed", "resume", "shop"]).await;
+    let failed = wait_for(Duration::from_secs(30), "the changefeed to fail", || async {
+        cluster.try_json(&["changefeed", "get", "shop"]).await.filter(|feed| feed["state"] == "failed")
+    })
+    .await;
+    let error = failed["error"].as_str().unwrap();
+    assert!(error.contains("compacted") && error.contains("shop"), "{failed}");
+    assert_eq!(cluster.json(&["changefeed", "list"]).await[0]["state"], "failed");
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_knew_only_the_coordinator_follows_its_successor() {
     let (etcd, mut cluster, writer, sink) = replicating("follows").await;
     let target = cluster.a_follower().await;

@@ -8,12 +8,14 @@ mod lossy;
 #[allow(dead_code, reason = "shared with the tests on etcd")]
 mod processes;
 
-use std::{fs, net::TcpListener, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, net::TcpListener, path::Path, time::Duration};
 
 use capturedrain::store::{AnyStore, Store as _};
 use capturedrain_core::store::{Op, Txn};
 use processes::{Cluster, run, wait_for};
 use reqwest::Method;
+use serde_json::Value;
+use tokio::process::Command;
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
@@ -42,8 +44,8 @@ async fn a_server_that_cannot_start_says_why() {
     fails(&["server", "--store", &store, "--addr", "0.0.0.0:1"], 2, "not a loopback address").await;
     let everywhere = ["server", "--store", &store, "--addr", "0.0.0.0:1", "--insecure"];
     fails(&everywhere, 2, "say with --advertise-addr HOST:PORT where they can").await;
-    let (code, sentence) = run(&[&everywhere[..], &["--advertise-addr", "0.0.0.0:1"]].concat(), "").await;
-    assert_eq!((code, sentence.contains("name one at which others reach it")), (2, true), "{sentence}");
+    let nowhere = [&everywhere[..], &["--advertise-addr", "0.0.0.0:1"]].concat();
+    fails_to_parse(&nowhere, "name one at which others reach it").await;
     fails(&["server", "--store", "etcd://h:1", "--captures", "3"], 2, "embedded").await;
     fails(&["server", "--store", &store, "--heartbeat", "9s"], 2, "--heartbeat").await;
     let held = TcpListener::bind(&taken).ok();
@@ -86,6 +88,49 @@ async fn a_position_of_a_newer_build_ends_the_capture_that_needs_it() {
     assert_eq!(&*store.get(key).await.unwrap().unwrap().value, newer.as_bytes());
 }
 
+/// Standard output of a command that ends well.
+async fn printed(args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_capturedrain")).args(args).output().await.unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_shell_gets_its_completions() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let script = printed(&["completions", shell]).await;
+        assert!(script.contains("capturedrain") && script.contains("dry-run"), "{shell}: {script}");
+    }
+    fails_to_parse(&["completions", "tcsh"], "possible values: bash").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn help_names_variables_and_not_what_they_are_set_to() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_capturedrain"));
+    let output = command.args(["drain", "--help"]).env("CAPTUREDRAIN_REASON", "secret").output().await.unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    assert!(help.contains("CAPTUREDRAIN_REASON") && !help.contains("secret"), "{help}");
+    assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+}
+
+/// Runs a command that makes no sense: the parser's own words, and exit code 2.
+async fn fails_to_parse(args: &[&str], says: &str) {
+    let (code, sentence) = run(args, "").await;
+    assert_eq!((code, sentence.contains(says)), (2, true), "{args:?}: {sentence}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_printed_may_be_cut_off() {
+    let mut command = Command::new("sh");
+    let crd = format!("{} crd | head -1", env!("CARGO_BIN_EXE_capturedrain"));
+    let output = command.args(["-c", &crd]).output().await.unwrap();
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    let full = format!("{} crd > /dev/full", env!("CARGO_BIN_EXE_capturedrain"));
+    let output = Command::new("sh").args(["-c", &full]).output().await.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), said.contains("cannot write to standard output")), (Some(12), true), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_capture_does_not_join_a_cluster_whose_protocol_it_does_not_speak() {
     let folder = tempfile::tempdir().unwrap();
@@ -105,7 +150,7 @@ async fn a_capture_does_not_join_a_cluster_whose_protocol_it_does_not_speak() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_cannot_ask_says_why() {
-    fails(&["captures"], 5, "no answer from 127.0.0.1:9").await;
+    fails(&["captures"], 5, "no answer from 127.0.0.1:9: Connection refused").await;
     fails(&["captures", "--server", "ftp://h:1"], 2, "\"ftp://h:1\" is not a server").await;
     fails(&["drain", "b", "--on-deadline", "proceed"], 2, "--on-deadline proceed needs a --deadline").await;
     fails(&["apply", "-f", "/nonexistent.yaml"], 3, "/nonexistent.yaml cannot be read").await;
@@ -204,6 +249,52 @@ async fn a_manifest_is_applied_and_printed_with_its_status() {
     fs::write(&manifest, fs::read_to_string(&manifest).unwrap().replace(&target, "nobody")).unwrap();
     let (code, _) = cluster.run(&["apply", "--wait", "-f", manifest.to_str().unwrap()]).await;
     assert_eq!(code, 3);
+}
+
+/// Maintainers and dispatchers by capture.
+async fn work(cluster: &Cluster) -> BTreeMap<String, (u64, u64)> {
+    let captures = cluster.json(&["captures"]).await;
+    let count = |capture: &Value, of: &str| capture[of].as_u64().unwrap();
+    let work = |c: &Value| (count(c, "maintainer_count"), count(c, "dispatcher_count"));
+    captures.as_array().unwrap().iter().map(|c| (c["id"].as_str().unwrap().to_owned(), work(c))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_says_what_the_drain_then_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::new("default", &embedded(&folder.path().join("store.redb")));
+    cluster.start_several("c", 4);
+    cluster.wait_for_captures(4).await;
+    for (feed, tables) in [("f", 7), ("g", 4), ("h", 1), ("i", 5), ("j", 2)] {
+        let source = format!("synthetic://?tables={tables}");
+        cluster.ok(&["changefeed", "create", "--id", feed, "--source", &source, "--sink", "blackhole://"]).await;
+        cluster.wait_for_dispatchers(feed, tables).await;
+    }
+    let (target, avoided) = ("c-0", "c-3");
+    let drain = ["drain", target, "--avoid", avoided];
+    let before = work(&cluster).await;
+    let dry = cluster.json(&[&drain[..], &["--dry-run", "--wait"]].concat()).await;
+    assert_eq!((&dry["drain_epoch"], &dry["plan"]["is_measured"]), (&Value::Null, &false.into()), "{dry}");
+    assert_eq!(work(&cluster).await, before, "a dry run moves nothing");
+    cluster.ok(&[&drain[..], &["--wait"]].concat()).await;
+    let moves = dry["plan"]["moves"].as_object().unwrap();
+    let mut expected = before.clone();
+    expected.insert(target.to_owned(), (0, 0));
+    for (id, work) in moves {
+        let to = expected.get_mut(id).unwrap();
+        to.0 += work["maintainers"].as_u64().unwrap();
+        to.1 += work["dispatchers"].as_u64().unwrap();
+    }
+    wait_for(Duration::from_secs(10), &format!("{expected:?} after {dry}"), || async {
+        (work(&cluster).await == expected).then_some(())
+    })
+    .await;
+    assert!(!moves.contains_key(avoided) && !moves.contains_key(target) && !moves.is_empty(), "{dry}");
+    // What it took is what the next one is expected to take. One that is on is told of, dry run or not.
+    let dry = cluster.json(&["drain", "c-1", "--dry-run"]).await;
+    assert_eq!(dry["plan"]["is_measured"], true, "{dry}");
+    let dry = cluster.json(&[&drain[..], &["--dry-run"]].concat()).await;
+    assert_eq!((&dry["drain_epoch"], &dry["plan"]), (&1.into(), &Value::Null), "{dry}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,18 +4,17 @@ use std::{io::Read as _, path::PathBuf, time::Duration};
 
 use clap::Args;
 use futures::StreamExt as _;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time,
-};
+use tokio::time;
 
 use super::{
     Common, Format,
     drain::silent,
     exit::{Exit, Failure},
     print, say,
+    signals::Signals,
 };
 use crate::{
+    client::Client,
     reconcile::reconcile,
     resource::{CaptureDrain, ManifestError, ending, is_drained, is_finished, parse, stalled, to_yaml},
 };
@@ -23,8 +22,25 @@ use crate::{
 /// How long without news the next round comes at the latest.
 const ROUND: Duration = Duration::from_secs(1);
 
-/// Run the `CaptureDrain`s of a file against a cluster without Kubernetes, and print them with their status
+/// Run the `CaptureDrain`s of a file without Kubernetes
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  capturedrain apply --wait -f - <<'YAML'
+  apiVersion: capturedrain.io/v1alpha1
+  kind: CaptureDrain
+  metadata:
+    name: node-upgrade
+  spec:
+    clusterRef:
+      serviceName: cdc        # ignored here: --server says where the cluster is
+    target:
+      captureID: capture-1    # or podName: capture-1
+    deadlineSeconds: 600
+    onDeadline: Proceed
+  YAML
+
+Prints each with its status. The exit code is that of the first that did not go well, as of `capturedrain drain --wait`.")]
 pub(super) struct ApplyArgs {
     /// The file; `-` is standard input
     #[arg(long, short, env = "CAPTUREDRAIN_FILE", value_name = "FILE")]
@@ -51,43 +67,45 @@ fn read(file: &PathBuf) -> Result<Vec<CaptureDrain>, Failure> {
 pub(super) async fn run(args: ApplyArgs, common: &Common) -> Result<Exit, Failure> {
     let client = common.client()?;
     let mut drains = read(&args.file)?;
-    let signals = signal(SignalKind::interrupt()).and_then(|int| Ok((int, signal(SignalKind::terminate())?)));
-    let (mut interrupt, mut terminate) =
-        signals.map_err(|error| Failure::environment(format!("cannot listen for signals: {error}")))?;
+    let mut signals = Signals::listen()?;
     let mut news = std::pin::pin!(client.watch().fuse());
-    let mut left = None;
-    loop {
-        for drain in &mut drains {
-            let before = phase(drain);
-            reconcile(&client, drain).await;
-            tell(drain, before.as_deref());
+    let left = loop {
+        tokio::select! {
+            () = round(&client, &mut drains) => {}
+            exit = signals.next() => break Some(exit),
         }
         if !args.wait || drains.iter().all(is_over) {
-            break;
+            break None;
         }
-        left = tokio::select! {
-            heard = time::timeout(ROUND, news.next()) => match heard {
-                Ok(None) => {
-                    show(&drains, common)?;
-                    return Err(silent("what was asked for goes on once they do"));
-                }
-                _ => None,
+        tokio::select! {
+            heard = time::timeout(ROUND, news.next()) => if matches!(heard, Ok(None)) {
+                show(&drains, common)?;
+                return Err(silent("what was asked for goes on once they do"));
             },
-            _ = interrupt.recv() => Some(Exit::Interrupted),
-            _ = terminate.recv() => Some(Exit::Terminated),
-        };
-        if left.is_some() {
-            say("what was asked for goes on; `capturedrain status` shows it, `capturedrain cancel` calls it off");
-            break;
+            exit = signals.next() => break Some(exit),
         }
+    };
+    if left.is_some() {
+        say("what was asked for goes on; `capturedrain status` shows it, `capturedrain cancel` calls it off");
     }
     show(&drains, common)?;
     Ok(left.unwrap_or_else(|| drains.iter().map(outcome).find(|exit| *exit != Exit::Done).unwrap_or(Exit::Done)))
 }
 
-/// Whether waiting longer brings nothing: a deadline that holds is for a person to decide, certificates to mend.
+/// Looks after each, and tells of those that have come to something else.
+async fn round(client: &Client, drains: &mut [CaptureDrain]) {
+    for drain in drains {
+        let before = phase(drain);
+        reconcile(client, drain).await;
+        tell(drain, before.as_deref());
+    }
+}
+
+/// Whether waiting longer brings nothing: a deadline that has passed is for a person to decide, certificates to mend.
 fn is_over(drain: &CaptureDrain) -> bool {
-    is_finished(drain) || is_drained(drain) || matches!(stalled(drain), Some("DeadlineHeld" | "Unauthorized"))
+    is_finished(drain)
+        || is_drained(drain)
+        || matches!(stalled(drain), Some("DeadlineHeld" | "NoProgress" | "Unauthorized"))
 }
 
 fn phase(drain: &CaptureDrain) -> Option<String> {

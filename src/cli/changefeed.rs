@@ -29,22 +29,35 @@ pub(super) enum ChangefeedCommand {
 
 /// Create a changefeed
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  capturedrain changefeed create --id orders \\
+    --source etcd://127.0.0.1:2379/shop/ --sink file:///var/lib/orders
+  capturedrain changefeed create --id load \\
+    --source 'synthetic://?tables=100&rate=1000' --sink blackhole://
+
+Sources:
+  etcd://HOST:PORT[,HOST:PORT…]/PREFIX
+  synthetic://?tables=8&rate=100&keys=1000&seed=1&value_bytes=16
+Sinks:
+  file:///FOLDER
+  etcd://HOST:PORT[,HOST:PORT…]/PREFIX    a mirror
+  blackhole://                            counts, and keeps nothing")]
 pub(super) struct CreateArgs {
     /// Its name
     #[arg(long, env = "CAPTUREDRAIN_CHANGEFEED")]
     id: ChangefeedId,
-    /// `etcd://HOST:PORT[,HOST:PORT…]/PREFIX`, or
-    /// `synthetic://?tables=8&rate=100&keys=1000&seed=1&value_bytes=16`
-    #[arg(long, env = "CAPTUREDRAIN_SOURCE")]
+    /// What to replicate
+    #[arg(long, env = "CAPTUREDRAIN_SOURCE", value_name = "URL")]
     source: String,
-    /// `file:///FOLDER`, `etcd://HOST:PORT[,HOST:PORT…]/PREFIX` (a mirror), or `blackhole://`
-    #[arg(long, env = "CAPTUREDRAIN_SINK")]
+    /// Where to
+    #[arg(long, env = "CAPTUREDRAIN_SINK", value_name = "URL")]
     sink: String,
     /// Commit timestamp after which it starts [default: with a snapshot of what is there; synthetic: now]
-    #[arg(long, env = "CAPTUREDRAIN_START_TS")]
+    #[arg(long, env = "CAPTUREDRAIN_START_TS", value_name = "TS")]
     start_ts: Option<u64>,
     /// Split a span that has more keys than this; 0: never
-    #[arg(long, env = "CAPTUREDRAIN_SPAN_MAX_KEYS", default_value_t = 0)]
+    #[arg(long, env = "CAPTUREDRAIN_SPAN_MAX_KEYS", value_name = "N", default_value_t = 0)]
     span_max_keys: u64,
 }
 

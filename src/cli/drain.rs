@@ -2,18 +2,19 @@
 
 use std::time::Duration;
 
-use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, OnDeadline, WorkCount};
+use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, OnDeadline, Plan, WorkCount};
 use clap::{Args, ValueEnum};
 use futures::StreamExt as _;
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
     Common,
     exit::{Exit, Failure},
     progress::Progress,
     say,
-    table::count,
+    signals::Signals,
+    table::{count, roughly, table, time},
     value,
 };
 use crate::{
@@ -23,8 +24,27 @@ use crate::{
 
 /// Empty a capture: its maintainers and dispatchers move to others
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  capturedrain drain capture-1 --dry-run
+  capturedrain drain capture-1 --wait --reason 'node upgrade'
+  capturedrain drain capture-1 --wait --deadline 10m --on-deadline proceed
+  capturedrain drain capture-1 -o json | jq .drain_epoch
+
+Asked for again, it is the drain that is on: with --wait that one is followed.
+
+Exit codes, with --wait:
+    0  nothing is left, proven
+    3  there is no such capture
+    4  refused: another drain is on, or no other capture is there
+    5  nobody answers
+    6  the deadline has passed, and the capture may go with work left
+    7  the deadline has passed, and the capture is held
+    8  called off
+    9  the capture is gone, or not the one that is meant
+  130  Ctrl-C: the drain goes on; 143 the same by SIGTERM")]
 pub(super) struct DrainArgs {
-    /// Which
+    /// Which one: a name that `capturedrain captures` lists
     capture: CaptureId,
     /// Follow it to its end, and exit 0 only on proof that nothing is left
     #[arg(long, short, env = "CAPTUREDRAIN_WAIT")]
@@ -32,14 +52,14 @@ pub(super) struct DrainArgs {
     /// Only say what would move, to whom, and about how long it would take
     #[arg(long, env = "CAPTUREDRAIN_DRY_RUN")]
     dry_run: bool,
-    /// How long it may take
+    /// How long it may take, such as 90s or 10m
     #[arg(long, env = "CAPTUREDRAIN_DEADLINE", value_name = "DURATION", value_parser = value::duration)]
     deadline: Option<Duration>,
-    /// What follows the deadline
-    #[arg(long, env = "CAPTUREDRAIN_ON_DEADLINE", value_enum, default_value_t = AtDeadline::Hold)]
+    /// What follows the deadline: the capture is held, or may go with work left
+    #[arg(long, env = "CAPTUREDRAIN_ON_DEADLINE", value_name = "POLICY", value_enum, default_value_t = AtDeadline::Hold)]
     on_deadline: AtDeadline,
     /// Why, for the history
-    #[arg(long, env = "CAPTUREDRAIN_REASON", default_value = "", hide_default_value = true)]
+    #[arg(long, env = "CAPTUREDRAIN_REASON", value_name = "TEXT", default_value = "", hide_default_value = true)]
     reason: String,
     /// Captures that should rather not get the work
     #[arg(long, env = "CAPTUREDRAIN_AVOID", value_delimiter = ',', value_name = "ID[,ID…]")]
@@ -62,23 +82,27 @@ struct Asks {
 impl Asks {
     fn name(self) -> String {
         let user = || std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
-        self.requester.unwrap_or_else(|| format!("{} (command line)", user().unwrap_or_else(|_| "someone".to_owned())))
+        self.requester.unwrap_or_else(|| format!("{} (cli)", user().unwrap_or_else(|_| "someone".to_owned())))
     }
 }
 
 /// What follows the deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum AtDeadline {
-    /// Hold the pod, and say that the drain is stalled
     Hold,
-    /// Let the pod go with work left
     Proceed,
 }
 
-/// Call a drain off: the capture works again, what has moved stays where it is
+/// Call a drain off: the capture works again, what has moved stays
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  capturedrain cancel capture-1
+  capturedrain cancel capture-1 --epoch 7   only if that is the drain that is on
+
+A drain that has ended in proof cannot be called off: see `capturedrain release`.")]
 pub(super) struct CancelArgs {
-    /// Whose
+    /// The capture that is being drained
     capture: CaptureId,
     /// Only this drain of it
     #[arg(long, env = "CAPTUREDRAIN_EPOCH", value_name = "NUMBER")]
@@ -87,10 +111,16 @@ pub(super) struct CancelArgs {
     asks: Asks,
 }
 
-/// Let a capture that is `Stopping` and yet lives on work again
+/// Let a drained capture that did not go work again
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  capturedrain release capture-1
+
+A drained capture is `Stopping` and gets no work. One that stayed after all works again by itself after its \
+--stopping-timeout, or at once by this command.")]
 pub(super) struct ReleaseArgs {
-    /// Which
+    /// The capture that is `Stopping`
     capture: CaptureId,
 }
 
@@ -99,6 +129,7 @@ pub(super) async fn drain(args: DrainArgs, common: &Common) -> Result<Exit, Fail
         return Err(Failure::usage("--on-deadline proceed needs a --deadline"));
     }
     let client = common.client()?;
+    let mut signals = Signals::listen()?;
     let capture = args.capture;
     let mut request = DrainRequest::new(capture.clone(), args.asks.name());
     request.reason = args.reason;
@@ -110,46 +141,63 @@ pub(super) async fn drain(args: DrainArgs, common: &Common) -> Result<Exit, Fail
         AtDeadline::Hold => OnDeadline::Hold,
         AtDeadline::Proceed => OnDeadline::Proceed,
     };
-    let answer = client.drain(request).await?;
-    let (accepted, sentence) = match &answer {
-        Answer::Draining { epoch, current } => {
-            let work = current.map_or_else(|| "what is left is not known yet".to_owned(), moves);
-            (accepted(*current, Some(*epoch)), format!("{capture} is being drained under epoch {epoch}: {work}"))
+    let wait_for_end = args.wait && !args.dry_run;
+    let answer = tokio::select! {
+        answer = client.drain(request) => answer?,
+        exit = signals.next() => {
+            if !args.dry_run {
+                say(&format!("the drain of {capture} may have begun: `capturedrain status {capture}` shows it"));
+            }
+            return Ok(exit);
         }
-        Answer::Drained { epoch } => (
-            accepted(Some(WorkCount::default()), Some(*epoch)),
-            format!("{capture} is empty, proven under epoch {epoch}"),
-        ),
-        Answer::DryRun { current, destinations } => {
-            let to: Vec<_> = destinations.iter().map(ToString::to_string).collect();
-            let sentence = format!("{} would move, to {}", moves(*current), to.join(", "));
-            (DrainAccepted { destinations: to, ..accepted(Some(*current), None) }, sentence)
-        }
-        Answer::Done => (accepted(None, None), "done".to_owned()),
     };
+    let sentence = sentence(&capture, &answer);
     match answer {
-        Answer::Draining { epoch, .. } if args.wait => {
+        Answer::Draining { epoch, .. } if wait_for_end => {
             say(&sentence);
-            wait(&client, &capture, epoch, common).await
+            wait(&client, &capture, epoch, signals, common).await
         }
         _ => {
-            common.print(&accepted, |_| sentence + "\n")?;
+            common.print(&DrainAccepted::of(&answer), |_| sentence + "\n")?;
             Ok(Exit::Done)
         }
     }
 }
 
-fn moves(work: WorkCount) -> String {
-    format!("{} and {}", count(work.maintainers, "maintainer"), count(work.dispatchers, "dispatcher"))
+/// What came of the request, for people.
+fn sentence(capture: &CaptureId, answer: &Answer) -> String {
+    let work = |work: &WorkCount| {
+        format!("{} and {}", count(work.maintainers, "maintainer"), count(work.dispatchers, "dispatcher"))
+    };
+    match answer {
+        Answer::Draining { epoch, current } => {
+            let left = current.as_ref().map_or_else(|| "what is left is not known yet".to_owned(), work);
+            format!("{capture} is being drained under epoch {epoch}: {left}")
+        }
+        Answer::Drained { epoch } => format!("{capture} is empty, proven under epoch {epoch}"),
+        Answer::DryRun { current, plan, .. } => format!("{} would leave {capture}\n{}", work(current), planned(plan)),
+        Answer::Done => "done".to_owned(),
+    }
 }
 
-fn accepted(current: Option<WorkCount>, epoch: Option<DrainEpoch>) -> DrainAccepted {
-    DrainAccepted {
-        current_maintainer_count: current.map(|work| work.maintainers),
-        current_dispatcher_count: current.map(|work| work.dispatchers),
-        drain_epoch: epoch.map(|epoch| epoch.0),
-        destinations: Vec::new(),
+/// What would go where, and how long that takes.
+fn planned(plan: &Plan) -> String {
+    if plan.moves.is_empty() {
+        return "nothing would move".to_owned();
     }
+    let row = |(id, work): (&CaptureId, &WorkCount)| {
+        [id.to_string(), work.maintainers.to_string(), work.dispatchers.to_string()]
+    };
+    let rows: Vec<_> = plan.moves.iter().map(row).collect();
+    let (limits, pace) = (plan.limits, time(plan.move_ms));
+    let why = if plan.is_measured { "as in the last drain" } else { "a guess, since no drain was measured yet" };
+    format!(
+        "{}it would take about {}: {pace} a move, {why},\nwith {} and {} on the move at once",
+        table(["TO", "MAINTAINERS", "DISPATCHERS"], &rows),
+        roughly(plan.estimate_ms),
+        count(limits.maintainers, "maintainer"),
+        count(limits.dispatchers, "dispatcher"),
+    )
 }
 
 /// How a drain that is followed stands.
@@ -181,17 +229,25 @@ fn standing(view: &ClusterView, epoch: DrainEpoch) -> Standing {
 }
 
 /// Follows a drain to its end.
-async fn wait(client: &Client, capture: &CaptureId, epoch: DrainEpoch, common: &Common) -> Result<Exit, Failure> {
-    let signals = signal(SignalKind::interrupt()).and_then(|int| Ok((int, signal(SignalKind::terminate())?)));
-    let (mut interrupt, mut terminate) =
-        signals.map_err(|error| Failure::environment(format!("cannot listen for signals: {error}")))?;
+async fn wait(
+    client: &Client,
+    capture: &CaptureId,
+    epoch: DrainEpoch,
+    mut signals: Signals,
+    common: &Common,
+) -> Result<Exit, Failure> {
     let mut progress = Progress::new(capture);
     let mut views = std::pin::pin!(client.watch());
+    let mut second = interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let view = tokio::select! {
             view = views.next() => view,
-            _ = interrupt.recv() => return Ok(left(capture, &mut progress, Exit::Interrupted)),
-            _ = terminate.recv() => return Ok(left(capture, &mut progress, Exit::Terminated)),
+            _ = second.tick() => {
+                progress.tick();
+                continue;
+            }
+            exit = signals.next() => return Ok(left(capture, &mut progress, exit)),
         };
         let view = match view {
             Some(Ok(view)) => view,
@@ -205,7 +261,7 @@ async fn wait(client: &Client, capture: &CaptureId, epoch: DrainEpoch, common: &
                     other => other.to_string(),
                 };
                 progress.say(&format!(
-                    "the coordinator is lost ({why}); the drain stands in the store, waiting for the next"
+                    "the coordinator is lost, and the drain stands in the store: waiting for the next ({why})"
                 ));
                 continue;
             }
@@ -254,9 +310,8 @@ fn ended(end: &DrainEndView, common: &Common) -> Result<Exit, Failure> {
         "TargetGone" => (Exit::TargetGone, "is gone, in the life that was meant"),
         _ => (Exit::Refused, "went back to work: no other capture was there"),
     };
-    common.print(end, |end| {
-        format!("{} {what} (epoch {}, {})\n", end.target, end.drain_epoch, super::table::time(end.duration_ms))
-    })?;
+    common
+        .print(end, |end| format!("{} {what} (epoch {}, {})\n", end.target, end.drain_epoch, time(end.duration_ms)))?;
     Ok(exit)
 }
 
@@ -268,7 +323,7 @@ pub(super) fn silent(but: &str) -> Failure {
 }
 
 fn left(capture: &CaptureId, progress: &mut Progress, exit: Exit) -> Exit {
-    progress.finish();
+    progress.leave();
     say(&format!("the drain of {capture} goes on; call it off with `capturedrain cancel {capture}`"));
     exit
 }

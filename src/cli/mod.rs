@@ -2,27 +2,47 @@
 
 mod apply;
 mod changefeed;
+mod completions;
 mod demo;
 mod drain;
 mod exit;
+mod pace;
 mod progress;
 mod server;
 mod show;
+mod signals;
 mod table;
 mod tls;
 mod value;
 
 use std::{fmt::Write as _, io::Write as _, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use self::exit::{Exit, Failure};
 use crate::{client::Client, telemetry, tls::Current};
 
+/// What the program is called.
+const NAME: &str = "capturedrain";
+
 /// Takes captures out of a change-data-capture cluster without hurting anyone.
 #[derive(Debug, Parser)]
-#[command(name = "capturedrain", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(
+    name = NAME,
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    after_help = "\
+Examples:
+  capturedrain demo                       a tour of a minute, nothing to install
+  capturedrain captures                   who is there, and what each has
+  capturedrain drain capture-1 --dry-run  what would move, to whom, how long
+  capturedrain drain capture-1 --wait     exits 0 on proof that nothing is left
+
+Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 not found, 4 refused, 5 unreachable, 10 unauthorised, 12 port, \
+file or disk not usable. Commands that wait have more: see `capturedrain drain --help`."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -46,23 +66,36 @@ pub(super) struct Common {
     server: Vec<String>,
     #[command(flatten)]
     tls: tls::TlsArgs,
-    /// How results are printed
-    #[arg(long, short, global = true, env = "CAPTUREDRAIN_OUTPUT", value_enum, default_value_t = Format::Table)]
+    /// How results are printed: for people, or for programs
+    #[arg(
+        long,
+        short,
+        global = true,
+        env = "CAPTUREDRAIN_OUTPUT",
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t = Format::Table
+    )]
     output: Format,
     /// What is logged to standard error, such as `info` or `capturedrain=debug`
     #[arg(long, global = true, env = "CAPTUREDRAIN_LOG", value_name = "FILTER")]
     log: Option<String>,
     /// How log lines look
-    #[arg(long, global = true, env = "CAPTUREDRAIN_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    #[arg(
+        long,
+        global = true,
+        env = "CAPTUREDRAIN_LOG_FORMAT",
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t = LogFormat::Text
+    )]
     log_format: LogFormat,
 }
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
-    /// For people
     Table,
-    /// For programs
     Json,
 }
 
@@ -81,18 +114,41 @@ enum Command {
     Release(drain::ReleaseArgs),
     Status(show::StatusArgs),
     /// List the captures: who is there, who coordinates, what each has
+    #[command(after_help = "\
+Examples:
+  capturedrain captures
+  capturedrain captures -o json | jq -r '.[] | select(.is_coordinator).id'")]
     Captures,
     /// List the drains that have ended, oldest first
+    #[command(after_help = "\
+Examples:
+  capturedrain history
+  capturedrain history -o json | jq '.[-1] | {target, outcome, duration_ms}'")]
     History,
-    /// Say what is replicated
-    #[command(subcommand)]
+    /// Create, look at, pause, resume and delete what is replicated
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  capturedrain changefeed create --id orders --sink file:///var/lib/orders \\
+    --source etcd://127.0.0.1:2379/shop/
+  capturedrain changefeed list
+  capturedrain changefeed get orders
+  capturedrain changefeed pause orders"
+    )]
     Changefeed(changefeed::ChangefeedCommand),
     Apply(apply::ApplyArgs),
     /// Print the custom resource definition
+    #[command(after_help = "Example:\n  capturedrain crd | kubectl apply --server-side -f -")]
     Crd,
     /// Print the description of the HTTP API, an `OpenAPI` document
     Openapi,
+    #[command(after_help = "\
+Examples:
+  capturedrain demo
+  capturedrain demo --report demo.html")]
     Demo(demo::DemoArgs),
+    Completions(completions::CompletionsArgs),
 }
 
 impl Common {
@@ -139,10 +195,16 @@ fn say(sentence: &str) {
     let _ = writeln!(std::io::stderr(), "{sentence}");
 }
 
+/// The command whose help names environment variables and leaves out what they are set to.
+fn without_values(command: clap::Command) -> clap::Command {
+    command.mut_args(|option| option.hide_env_values(true)).mut_subcommands(without_values)
+}
+
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
     crate::tls::install_provider();
-    let cli = match Cli::try_parse() {
+    let parsed = without_values(Cli::command()).try_get_matches().and_then(|found| Cli::from_arg_matches(&found));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version come this way, too; nobody is left to tell when the terminal is gone.
@@ -192,6 +254,7 @@ async fn dispatch(command: Command, common: &Common) -> Result<Exit, Failure> {
         Command::Crd => crd(),
         Command::Openapi => print(crate::http::document()).map(|()| Exit::Done),
         Command::Demo(args) => demo::run(args, common).await,
+        Command::Completions(args) => completions::run(&args),
     }
 }
 
@@ -203,8 +266,6 @@ fn crd() -> Result<Exit, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -225,6 +286,24 @@ mod tests {
             .filter(|option| !named(option))
             .map(|option| format!("{} --{}", command.get_name(), option.get_id()));
         lacking.chain(command.get_subcommands().flat_map(without_variable)).collect()
+    }
+
+    /// What is wrong with the examples of a command and of those below it. A command without any has those above it.
+    fn bad_examples(command: &clap::Command, above: bool) -> Vec<String> {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let has = above || help.contains("Example");
+        let wrapped = help.lines().filter(|line| line.starts_with("  ") && line.chars().count() > 80);
+        let mut bad: Vec<_> = wrapped.map(str::to_owned).collect();
+        if !has && !command.has_subcommands() {
+            bad.push(format!("{} teaches nothing", command.get_name()));
+        }
+        bad.extend(command.get_subcommands().flat_map(|below| bad_examples(below, has && command.get_name() != NAME)));
+        bad
+    }
+
+    #[test]
+    fn help_teaches_with_examples_that_fit_a_terminal() {
+        assert_eq!(bad_examples(&Cli::command(), false), Vec::<String>::new());
     }
 
     #[test]

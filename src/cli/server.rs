@@ -16,14 +16,22 @@ use crate::{
     store::AnyStore,
 };
 
-/// Run a capture, or several on one machine.
+/// Run a capture, or several on one machine
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  capturedrain server --store embedded:/tmp/cdc.redb --captures 3
+  capturedrain server --cluster shop --store etcd://10.0.0.1:2379 \\
+    --addr 0.0.0.0:8300 --advertise-addr cdc-0.cdc:8300 --insecure
+
+SIGTERM has the capture drained before it ends, within --shutdown-timeout. The exit code is 0 when that was done, 6 when \
+time was up with work left, and 130 or 143 after a second signal, which ends it at once.")]
 pub(super) struct ServerArgs {
     /// Name of the cluster; captures of one cluster share a store
-    #[arg(long, env = "CAPTUREDRAIN_CLUSTER", default_value = "default")]
+    #[arg(long, env = "CAPTUREDRAIN_CLUSTER", value_name = "NAME", default_value = "default")]
     cluster: CaptureId,
     /// Where its state is persisted: `etcd://HOST:PORT[,HOST:PORT…]`, or `embedded:PATH` for one machine
-    #[arg(long, env = "CAPTUREDRAIN_STORE")]
+    #[arg(long, env = "CAPTUREDRAIN_STORE", value_name = "URL")]
     store: String,
     /// Address to listen on; with --captures the port counts up
     #[arg(long, env = "CAPTUREDRAIN_ADDR", default_value = "127.0.0.1:8300", value_name = "HOST:PORT")]
@@ -35,22 +43,22 @@ pub(super) struct ServerArgs {
     #[arg(long, env = "CAPTUREDRAIN_ADVERTISE_ADDR", value_name = "HOST:PORT", value_parser = value::reachable)]
     advertise_addr: Option<String>,
     /// Name of the capture [default: `capture-` and its port]
-    #[arg(long, env = "CAPTUREDRAIN_ID")]
+    #[arg(long, env = "CAPTUREDRAIN_ID", value_name = "NAME")]
     id: Option<CaptureId>,
     /// How many captures this process runs; more than one need the embedded store
-    #[arg(long, env = "CAPTUREDRAIN_CAPTURES", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, env = "CAPTUREDRAIN_CAPTURES", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     captures: u16,
     /// Its Kubernetes pod
-    #[arg(long, env = "POD_NAME")]
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
     pod_name: Option<String>,
     /// That pod's UID
-    #[arg(long, env = "POD_UID")]
+    #[arg(long, env = "POD_UID", value_name = "UID")]
     pod_uid: Option<String>,
     /// Free labels
     #[arg(long = "label", env = "CAPTUREDRAIN_LABELS", value_name = "KEY=VALUE", value_parser = value::label, value_delimiter = ',')]
     labels: Vec<(String, String)>,
     /// How long SIGTERM waits for this capture to be drained
-    #[arg(long, env = "CAPTUREDRAIN_SHUTDOWN_TIMEOUT", default_value = "10m", value_parser = value::duration)]
+    #[arg(long, env = "CAPTUREDRAIN_SHUTDOWN_TIMEOUT", value_name = "DURATION", default_value = "10m", value_parser = value::duration)]
     shutdown_timeout: Duration,
     #[command(flatten)]
     etcd: EtcdArgs,
@@ -63,28 +71,28 @@ pub(super) struct ServerArgs {
 #[command(next_help_heading = "Tuning (the same on every capture)")]
 struct Tuning {
     /// Time to live of a capture's lease
-    #[arg(long, env = "CAPTUREDRAIN_LEASE", default_value = "10s", value_parser = value::duration)]
+    #[arg(long, env = "CAPTUREDRAIN_LEASE", value_name = "DURATION", default_value = "10s", value_parser = value::duration)]
     lease: Duration,
     /// Interval of the coordinator's heartbeats
-    #[arg(long, env = "CAPTUREDRAIN_HEARTBEAT", default_value = "1s", value_parser = value::duration)]
+    #[arg(long, env = "CAPTUREDRAIN_HEARTBEAT", value_name = "DURATION", default_value = "1s", value_parser = value::duration)]
     heartbeat: Duration,
     /// How long balance rests after a drain
-    #[arg(long, env = "CAPTUREDRAIN_BALANCE_COOLDOWN", default_value = "30s", value_parser = value::duration)]
+    #[arg(long, env = "CAPTUREDRAIN_BALANCE_COOLDOWN", value_name = "DURATION", default_value = "30s", value_parser = value::duration)]
     balance_cooldown: Duration,
     /// First time-out of a move; it doubles with each retry, up to 5 min
-    #[arg(long, env = "CAPTUREDRAIN_MOVE_TIMEOUT", default_value = "30s", value_parser = value::duration)]
+    #[arg(long, env = "CAPTUREDRAIN_MOVE_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = value::duration)]
     move_timeout: Duration,
     /// After which a `Stopping` capture that lives on registers anew
-    #[arg(long, env = "CAPTUREDRAIN_STOPPING_TIMEOUT", default_value = "10m", value_parser = value::duration)]
+    #[arg(long, env = "CAPTUREDRAIN_STOPPING_TIMEOUT", value_name = "DURATION", default_value = "10m", value_parser = value::duration)]
     stopping_timeout: Duration,
     /// How many ended drains are kept
-    #[arg(long, env = "CAPTUREDRAIN_HISTORY", default_value_t = 100)]
+    #[arg(long, env = "CAPTUREDRAIN_HISTORY", value_name = "N", default_value_t = 100)]
     history: usize,
     /// How many maintainers may be on the move at once
-    #[arg(long, env = "CAPTUREDRAIN_DRAIN_MAINTAINER_BATCH_SIZE", default_value_t = 10)]
+    #[arg(long, env = "CAPTUREDRAIN_DRAIN_MAINTAINER_BATCH_SIZE", value_name = "N", default_value_t = 10)]
     drain_maintainer_batch_size: usize,
     /// How many dispatchers may be on the move at once; 0: the larger of 10 and 1 % of the target's
-    #[arg(long, env = "CAPTUREDRAIN_DRAIN_DISPATCHER_BATCH_SIZE", default_value_t = 0)]
+    #[arg(long, env = "CAPTUREDRAIN_DRAIN_DISPATCHER_BATCH_SIZE", value_name = "N", default_value_t = 0)]
     drain_dispatcher_batch_size: usize,
 }
 

@@ -6,7 +6,7 @@ use clap::Args;
 use super::{
     Common,
     exit::{Exit, Failure},
-    table::{known, table, time},
+    table::{known, roughly, table, time},
 };
 use crate::{
     client::ClusterView,
@@ -16,8 +16,13 @@ use crate::{
 
 /// Say what is going on: the drain that is on, or how the last one ended
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  capturedrain status
+  capturedrain status capture-1
+  capturedrain status -o json | jq '{phase, remaining_dispatcher_count}'")]
 pub(super) struct StatusArgs {
-    /// Only of this capture
+    /// Only what concerns this capture
     capture: Option<CaptureId>,
 }
 
@@ -48,7 +53,7 @@ fn status_text(view: &ClusterView, capture: Option<&CaptureId>) -> String {
         };
         let last = view.last_end.as_ref().map(|end| {
             let (target, outcome, epoch) = (&end.target, &end.outcome, end.drain_epoch);
-            format!("the last one, of {target} under epoch {epoch}, ended {} as {outcome}\n", end.ended_at)
+            format!("the last one, of {target} under epoch {epoch}, ended {} as {outcome}\n", utc(&end.ended_at))
         });
         return stands + &last.unwrap_or_default();
     }
@@ -59,17 +64,23 @@ fn status_text(view: &ClusterView, capture: Option<&CaptureId>) -> String {
         ("phase", drain.phase.clone().unwrap_or_default()),
         ("maintainers", format!("{} of {} left", known(drain.remaining_maintainer_count), initial.maintainers)),
         ("dispatchers", format!("{} of {} left", known(drain.remaining_dispatcher_count), initial.dispatchers)),
-        ("time left", drain.eta_seconds.map_or("-".to_owned(), |s| format!("about {}", time(s * 1000)))),
-        ("since", drain.started_at.clone().unwrap_or_default()),
+        ("time left", drain.eta_seconds.map_or("-".to_owned(), |s| format!("about {}", roughly(s * 1000)))),
+        ("since", drain.started_at.as_deref().map(utc).unwrap_or_default()),
         ("asked by", drain.requesters.join(", ")),
         ("reason", drain.reason.clone().unwrap_or_else(|| "-".to_owned())),
-        ("blocked by", blocked(drain)),
+        ("held up by", blocked(drain).unwrap_or_else(|| "-".to_owned())),
     ];
     super::lines(&lines)
 }
 
-/// What holds a drain up, in words.
-pub(super) fn blocked(drain: &DrainView) -> String {
+/// A moment as people read it: `2026-01-31 12:00:00Z`.
+fn utc(moment: &str) -> String {
+    let seconds = moment.split(['.', 'Z']).next().unwrap_or_default();
+    format!("{}Z", seconds.replace('T', " "))
+}
+
+/// What holds a drain up, in words; `None` when nothing does.
+pub(super) fn blocked(drain: &DrainView) -> Option<String> {
     let words = drain.blocked_by.iter().map(|blocker| match (blocker.kind.as_str(), &blocker.name) {
         ("NoDestination", _) => "no other capture may take the work".to_owned(),
         ("UnheardCapture", Some(name)) => format!("{name} is registered but not heard"),
@@ -78,7 +89,7 @@ pub(super) fn blocked(drain: &DrainView) -> String {
         (kind, None) => kind.to_owned(),
     });
     let words = words.collect::<Vec<_>>().join("; ");
-    if words.is_empty() { "-".to_owned() } else { words }
+    (!words.is_empty()).then_some(words)
 }
 
 pub(super) async fn captures(common: &Common) -> Result<Exit, Failure> {
@@ -112,19 +123,18 @@ pub(super) async fn history(common: &Common) -> Result<Exit, Failure> {
         let row = |end: &DrainEndView| {
             let moved = end.initial.maintainers + end.initial.dispatchers;
             let by = end.requesters.first().cloned().unwrap_or_default();
-            let when = end.ended_at.split('.').next().unwrap_or_default().to_owned();
             [
                 end.drain_epoch.to_string(),
                 end.target.clone(),
                 end.outcome.clone(),
-                when,
+                utc(&end.ended_at),
                 time(end.duration_ms),
                 moved.to_string(),
                 by,
             ]
         };
         let rows: Vec<_> = drains.iter().map(row).collect();
-        table(["EPOCH", "CAPTURE", "OUTCOME", "ENDED (UTC)", "TOOK", "WORK", "ASKED BY"], &rows)
+        table(["EPOCH", "CAPTURE", "OUTCOME", "ENDED", "TOOK", "WORK", "ASKED BY"], &rows)
     })?;
     Ok(Exit::Done)
 }

@@ -38,6 +38,15 @@ pub(super) fn time(ms: u64) -> String {
     }
 }
 
+/// An estimate of a span of time: whole seconds, rounded up.
+pub(super) fn roughly(ms: u64) -> String {
+    match ms.div_ceil(1_000) {
+        0..=1 => "a second".to_owned(),
+        seconds @ 2..60 => format!("{seconds}s"),
+        seconds => time(seconds.saturating_mul(1_000)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,6 +55,15 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = [["capture-10".to_owned(), "1".to_owned()], ["b".to_owned(), known(None)]];
         assert_eq!(table(["ID", "WORK"], &rows), "ID          WORK\ncapture-10  1\nb           -\n");
+    }
+
+    #[test]
+    fn estimates_are_in_whole_seconds() {
+        for (ms, text) in
+            [(0, "a second"), (1_001, "2s"), (59_001, "1m 00s"), (u64::MAX, &time(u64::MAX / 1_000 * 1_000))]
+        {
+            assert_eq!(roughly(ms), text);
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod watch;
 
 use std::{future::Future, time::Duration};
 
-use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, NodeEpoch, Refusal, WorkCount};
+use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, NodeEpoch, Refusal};
 use tokio::time::{self, Instant};
 use tonic::{Code, Response, Status, transport::Channel};
 
@@ -15,7 +15,7 @@ use self::known::Known;
 use crate::{
     tls::{Current, Dialer, Distrust, Files, TlsError, distrust},
     view::{CaptureView, DrainEndView},
-    wire::{cause, encode_drain, pb, refusal},
+    wire::{cause, decode_answer, encode_drain, pb, refusal},
 };
 
 pub use self::{convert::ClusterView, watch::SILENCE};
@@ -149,7 +149,9 @@ impl Client {
     }
 
     fn unreachable(&self, reason: String) -> ClientError {
-        ClientError::Unreachable { servers: self.servers.given().join(", "), reason }
+        let servers = self.servers.given().join(", ");
+        let own = reason.strip_prefix(&servers).and_then(|rest| rest.strip_prefix(": ")).map(str::to_owned);
+        ClientError::Unreachable { servers, reason: own.unwrap_or(reason) }
     }
 
     fn attempt_timeout(&self) -> Duration {
@@ -233,15 +235,7 @@ impl Client {
                 async move { drains.drain_capture(sent).await }
             })
             .await?;
-        let work = |work: pb::WorkCount| WorkCount { maintainers: work.maintainers, dispatchers: work.dispatchers };
-        let current = answer.current.map(work);
-        let epoch = DrainEpoch(answer.drain_epoch);
-        if request.dry_run && !answer.drained {
-            let named = answer.destinations.iter().map(CaptureId::new).collect::<Result<_, _>>();
-            let destinations = named.map_err(|error| ClientError::Protocol(error.to_string()))?;
-            return Ok(Answer::DryRun { current: current.unwrap_or_default(), destinations });
-        }
-        Ok(if answer.drained { Answer::Drained { epoch } } else { Answer::Draining { epoch, current } })
+        decode_answer(answer).map_err(|error| ClientError::Protocol(error.to_string()))
     }
 
     /// Calls a drain off. Without an epoch the drain of this capture that is on is meant: its epoch is looked up first, so

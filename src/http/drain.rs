@@ -4,7 +4,7 @@
 
 use axum::{Json, extract::State, http::StatusCode};
 use capturedrain_core::model::{
-    Answer, CaptureId, DrainEpoch, DrainRequest, Liveness, Refusal, Request, WorkCount, check_requester,
+    Answer, CaptureId, DrainEpoch, DrainRequest, Liveness, Refusal, Request, check_requester,
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -86,20 +86,9 @@ pub(super) async fn start(
     Params(query): Params<StartQuery>,
 ) -> Result<(StatusCode, Json<DrainAccepted>), HttpError> {
     let answer = hall.door.ask(Request::Drain(query.request(&id, &caller)?)).await?;
-    let (status, current, epoch, destinations) = match answer {
-        Answer::Draining { epoch, current } => (StatusCode::ACCEPTED, current, Some(epoch), Vec::new()),
-        // 200 says that the capture may go, which a dry run does not.
-        Answer::DryRun { current, destinations } => (StatusCode::ACCEPTED, Some(current), None, destinations),
-        Answer::Drained { epoch } => (StatusCode::OK, Some(WorkCount::default()), Some(epoch), Vec::new()),
-        Answer::Done => (StatusCode::ACCEPTED, None, None, Vec::new()),
-    };
-    let view = DrainAccepted {
-        current_maintainer_count: current.map(|work| work.maintainers),
-        current_dispatcher_count: current.map(|work| work.dispatchers),
-        drain_epoch: epoch.map(|epoch| epoch.0),
-        destinations: destinations.iter().map(ToString::to_string).collect(),
-    };
-    Ok((status, Json(view)))
+    // 200 says that the capture may go, which a dry run does not.
+    let status = if matches!(answer, Answer::Drained { .. }) { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok((status, Json(DrainAccepted::of(&answer))))
 }
 
 /// Say how far the drain of a capture is

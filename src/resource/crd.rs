@@ -50,7 +50,8 @@ pub struct CaptureDrainSpec {
     /// What follows the deadline.
     #[serde(default)]
     pub on_deadline: LimitPolicy,
-    /// What follows when no other capture could take the work.
+    /// What follows when no other capture could take the work: at once when the drain is asked for; while it is on, after
+    /// progressDeadlineSeconds, or 60 seconds without one.
     #[serde(default)]
     pub no_peers_policy: LimitPolicy,
     /// After how long without a new attempt at eviction the drain is given up, in seconds.
@@ -213,6 +214,16 @@ pub struct BlockedBy {
     /// Which.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+}
+
+impl BlockedBy {
+    /// By this, since a moment that the status will tell.
+    pub fn new(kind: &str, name: Option<String>) -> Self {
+        Self { kind: kind.to_owned(), name, since: None }
+    }
 }
 
 /// The custom resource definition, as YAML.

@@ -1,5 +1,7 @@
 //! Manifests as people write them: YAML, any number of documents; what is wrong is named with its place.
 
+use serde_json::{Value, json};
+
 use super::{CaptureDrain, ClusterKind};
 
 /// The apiVersion and kind of the resource.
@@ -54,7 +56,7 @@ pub fn parse(text: &str, file: &str) -> Result<Vec<CaptureDrain>, ManifestError>
         file: file.to_owned(),
         reason: error.to_string().lines().next().unwrap_or_default().to_owned(),
     };
-    let kinds: Vec<serde_json::Value> = serde_yaml::from_multiple(text).map_err(malformed)?;
+    let kinds: Vec<Value> = serde_yaml::from_multiple(text).map_err(malformed)?;
     for (kind, document) in kinds.iter().zip(1..) {
         let (version, found) = (kind["apiVersion"].as_str().unwrap_or("?"), kind["kind"].as_str().unwrap_or("?"));
         if (version, found) != (API_VERSION, KIND) {
@@ -63,15 +65,36 @@ pub fn parse(text: &str, file: &str) -> Result<Vec<CaptureDrain>, ManifestError>
         }
     }
     let drains: Vec<CaptureDrain> = serde_yaml::from_multiple(text).map_err(malformed)?;
-    for (drain, document) in drains.iter().zip(1..) {
-        if let Some(rule) = broken_rule(drain) {
-            return Err(ManifestError::Rule { file: file.to_owned(), document, rule: rule.to_owned() });
+    for ((drain, written), document) in drains.iter().zip(&kinds).zip(1..) {
+        let unknown = serde_json::to_value(drain).ok().and_then(|read| unread(written, &read));
+        let unknown = unknown.map(|field| format!("unknown field `{field}`"));
+        if let Some(rule) = unknown.or_else(|| broken_rule(drain).map(str::to_owned)) {
+            return Err(ManifestError::Rule { file: file.to_owned(), document, rule });
         }
     }
     if drains.is_empty() {
         return Err(ManifestError::Empty { file: file.to_owned() });
     }
     Ok(drains)
+}
+
+/// The first field that is written and was not read, by its path: an API server would drop it, a person misspelt it.
+fn unread(written: &Value, read: &Value) -> Option<String> {
+    let below = |name: String, written: &Value, read: Option<&Value>| match read {
+        Some(read) => unread(written, read).map(|rest| format!("{name}.{rest}")),
+        // What is empty may be left out.
+        None if matches!(written, Value::Null) || *written == json!([]) || *written == json!({}) => None,
+        None => Some(name),
+    };
+    match (written, read) {
+        (Value::Object(written), Value::Object(read)) => {
+            written.iter().find_map(|(name, value)| below(name.clone(), value, read.get(name)))
+        }
+        (Value::Array(written), Value::Array(read)) => {
+            written.iter().zip(0..).find_map(|(value, n)| below(n.to_string(), value, read.get(n)))
+        }
+        _ => None,
+    }
 }
 
 /// The rules that an API server checks, for manifests that never see one.
@@ -133,6 +156,12 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         check(&GOOD.replace("target:", "traget:"), "traget");
+        check(&GOOD.replace("{name: x}", "{name: x, lables: {a: b}}"), "document 1: unknown field `metadata.lables`");
+        check(&format!("{GOOD}spce: {{}}\nstats: 1\n"), "document 1: unknown field `stats`");
+        check(&format!("{GOOD}status: {{phase: Draining, colour: red}}\n"), "unknown field `status.colour`");
+        let second = GOOD
+            .replace("metadata: {", "metadata: {ownerReferences: [{apiVersion: v1, kind: A, name: b, uid: c, x: y}], ");
+        check(&format!("{GOOD}---\n{second}"), "document 2: unknown field `metadata.ownerReferences.0.x`");
         check(&GOOD.replace("{captureID: b}", "{captureID: b, podName: p}"), "exactly one");
         check(&GOOD.replace("{captureID: b}", "{}"), "exactly one");
         check(&GOOD.replace("kind: CaptureDrain", "kind: Pod"), "Pod");

@@ -107,7 +107,7 @@ fn begin(drain: &CaptureDrain, aim: &Aim, observed: &Observed) -> Plan {
     };
     let on = observed.drain.draining_capture_id.as_ref().filter(|_| observed.drain.is_draining);
     if let Some(other) = on.filter(|other| **other != capture.id) {
-        return Plan::wait(Stage::Queued(BlockedBy { kind: "Drain".to_owned(), name: Some(other.clone()) }));
+        return Plan::wait(Stage::Queued(BlockedBy::new("Drain", Some(other.clone()))));
     }
     match request(drain, capture) {
         Some(request) => Plan { action: Action::Start(Box::new(request)), stage: Stage::Starting },

@@ -5,10 +5,15 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{
-    Aim, BlockedBy, CaptureDrain, CaptureDrainStatus, LimitPolicy, Observed, Plan, Progress, Stage, Unseen, Work,
+    Aim, BlockedBy, CaptureDrain, CaptureDrainSpec, CaptureDrainStatus, LimitPolicy, Observed, Plan, Progress, Stage,
+    Unseen, Work,
     condition::{ACCEPTED, Conditions, DRAINED, FINISHED, RECONCILING, STALLED, SUCCEEDED, find, is_true},
 };
 use crate::view::WorkView;
+
+/// How long a drain may be without a destination before `noPeersPolicy: Proceed` ends it, unless
+/// `progressDeadlineSeconds` says otherwise: longer than a capture that restarts takes to register.
+const NO_PEERS_PATIENCE_SECONDS: i64 = 60;
 
 /// What the caller's action came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +67,8 @@ pub fn status(
     }
     let generation = drain.metadata.generation;
     let conditions = Conditions::new(&before.conditions, generation, now);
-    let mut round = Round { after: CaptureDrainStatus { observed_generation: generation, ..before }, conditions, now };
+    let after = CaptureDrainStatus { observed_generation: generation, ..before };
+    let mut round = Round { spec: &drain.spec, blocked_before: after.blocked_by.clone(), after, conditions, now };
     round.see(aim, observed);
     match judge(drain, plan, outcome) {
         Verdict::Stage(stage) => round.stage(&stage, observed),
@@ -85,13 +91,11 @@ fn judge(drain: &CaptureDrain, plan: &Plan, outcome: &Outcome) -> Verdict {
         }
         Outcome::Unseen(unseen) => Stage::Unseen(unseen.clone()),
         Outcome::Refused(refusal) => match refusal {
-            Refusal::OtherDrain { target, .. } => {
-                Stage::Queued(BlockedBy { kind: "Drain".to_owned(), name: Some(target.to_string()) })
-            }
+            Refusal::OtherDrain { target, .. } => Stage::Queued(BlockedBy::new("Drain", Some(target.to_string()))),
             Refusal::NoPeers(_) if drain.spec.no_peers_policy == LimitPolicy::Proceed => {
                 Stage::Ended { reason: "NoPeers", succeeded: false }
             }
-            Refusal::NoPeers(_) => Stage::Queued(BlockedBy { kind: "NoDestination".to_owned(), name: None }),
+            Refusal::NoPeers(_) => Stage::Queued(BlockedBy::new("NoDestination", None)),
             Refusal::UnknownCapture(_) => Stage::Ended { reason: "TargetGone", succeeded: false },
             Refusal::Mismatch(_) => Stage::Ended { reason: "TargetReplaced", succeeded: false },
             // A withdrawal that came too late, or a coordinator that is not ready: the next round sees more.
@@ -103,7 +107,9 @@ fn judge(drain: &CaptureDrain, plan: &Plan, outcome: &Outcome) -> Verdict {
 }
 
 /// A status in the making.
-struct Round {
+struct Round<'a> {
+    spec: &'a CaptureDrainSpec,
+    blocked_before: Vec<BlockedBy>,
     after: CaptureDrainStatus,
     conditions: Conditions,
     now: Timestamp,
@@ -121,7 +127,7 @@ fn time(text: Option<&String>) -> Option<Time> {
     text.and_then(|text| text.parse().ok()).map(Time)
 }
 
-impl Round {
+impl Round<'_> {
     /// What is true whatever the stage is.
     fn see(&mut self, aim: &Aim, observed: &Observed) {
         self.after.queue_position = None;
@@ -164,7 +170,7 @@ impl Round {
                 let reason = if blocker.name.is_some() { "BlockedByDrain" } else { "Queued" };
                 self.after.phase = Some("Queued".to_owned());
                 self.after.queue_position = Some(1);
-                self.after.blocked_by = vec![blocker.clone()];
+                self.blocked_by([blocker.clone()]);
                 self.conditions.set(RECONCILING, true, reason, "another drain comes first");
                 match blocker.kind.as_str() {
                     "NoDestination" => {
@@ -250,15 +256,44 @@ impl Round {
 
     fn block(&mut self, observed: &Observed, moving: &str) {
         let blockers = &observed.drain.blocked_by;
-        self.after.blocked_by =
-            blockers.iter().map(|by| BlockedBy { kind: by.kind.clone(), name: by.name.clone() }).collect();
+        self.blocked_by(blockers.iter().map(|by| BlockedBy::new(&by.kind, by.name.clone())));
         let is = |kind: &str| blockers.iter().any(|by| by.kind == kind);
+        let deadline = self.spec.progress_deadline_seconds;
         if is("DeadlineHeld") {
             self.conditions.set(STALLED, true, "DeadlineHeld", "the deadline has passed, the pod is held");
         } else if is("NoDestination") {
             self.conditions.set(STALLED, true, "NoDestination", "no other capture may take the work");
+        } else if let Some(limit) = deadline.filter(|limit| self.has_stood_still(*limit)) {
+            self.conditions.set(STALLED, true, "NoProgress", format!("nothing has left the target for {limit} s"));
         } else {
             self.conditions.lift(STALLED, moving);
         }
+        let proceeds = self.spec.no_peers_policy == LimitPolicy::Proceed;
+        let alone_since =
+            self.after.blocked_by.iter().find(|by| by.kind == "NoDestination").and_then(|by| by.since.as_ref());
+        let limit = deadline.unwrap_or(NO_PEERS_PATIENCE_SECONDS);
+        if proceeds && alone_since.is_some_and(|since| self.is_past(since, limit)) {
+            self.ended("NoPeers", false, observed);
+        }
+    }
+
+    /// What holds it up now, each since it was first seen.
+    fn blocked_by(&mut self, blockers: impl IntoIterator<Item = BlockedBy>) {
+        let since = |now: &BlockedBy| {
+            let known =
+                self.blocked_before.iter().find(|before| (&before.kind, &before.name) == (&now.kind, &now.name));
+            known.and_then(|before| before.since.clone()).or(Some(Time(self.now)))
+        };
+        self.after.blocked_by = blockers.into_iter().map(|by| BlockedBy { since: since(&by), ..by }).collect();
+    }
+
+    fn is_past(&self, since: &Time, seconds: i64) -> bool {
+        self.now.as_second().saturating_sub(since.0.as_second()) >= seconds
+    }
+
+    /// Whether nothing has left the target for so many seconds.
+    fn has_stood_still(&self, seconds: i64) -> bool {
+        let since = self.after.last_progress_time.as_ref().or(self.after.start_time.as_ref());
+        since.is_some_and(|since| self.is_past(since, seconds))
     }
 }

@@ -231,6 +231,70 @@ fn what_stalls_says_so_and_goes_on_when_it_can() {
     assert_eq!(ending(&drain), Some("DeadlineProceeded"));
 }
 
+/// A drain that is on and last came along at this second of the test.
+fn moved_at(second: i64, blocked_by: Option<&str>) -> Observed {
+    let mut observed = draining("b", Some(INITIAL));
+    let blocker = |kind: &str| BlockerView { kind: kind.to_owned(), name: None };
+    observed.drain.blocked_by = blocked_by.into_iter().map(blocker).collect();
+    observed.drain.last_progress_at = Some(Timestamp::from_second(1_800_000_000 + second).unwrap().to_string());
+    observed
+}
+
+#[test]
+fn what_does_not_come_along_within_its_progress_deadline_is_stalled() {
+    // (when it last moved, what blocks it, the second of the round) in turn, and what it is stalled by after each.
+    let rounds = [
+        ((0, None, 59), None),
+        ((0, None, 60), Some("NoProgress")),
+        ((0, Some("UnheardCapture"), 61), Some("NoProgress")),
+        ((0, Some("NoDestination"), 62), Some("NoDestination")),
+        ((0, Some("DeadlineHeld"), 63), Some("DeadlineHeld")),
+        ((64, None, 64), None),
+        ((64, None, 123), None),
+        ((64, None, 124), Some("NoProgress")),
+    ];
+    for deadline in [None, Some(60)] {
+        let mut drain = drain("captureID: b");
+        drain.spec.progress_deadline_seconds = deadline;
+        round(&mut drain, &cluster(), &started(), 0);
+        for ((moved, blocked_by, second), reason) in rounds {
+            round(&mut drain, &moved_at(moved, blocked_by), &Outcome::Idle, second);
+            let reason = reason.filter(|reason| deadline.is_some() || *reason != "NoProgress");
+            assert_eq!(stalled(&drain), reason, "{deadline:?} {moved} {blocked_by:?} {second}");
+        }
+        check(&drain, "Draining", &[("Drained", "False", "InProgress"), ("Reconciling", "True", "MovingMaintainers")]);
+    }
+}
+
+#[test]
+fn who_has_no_peers_is_held_or_let_go_as_the_policy_says() {
+    use super::LimitPolicy::{Hold, Proceed};
+    // Policy, progress deadline, seconds without a destination, and whether the run has ended.
+    for (policy, deadline, seconds, over) in [
+        (Hold, None, 9_999, false),
+        (Proceed, None, 59, false),
+        (Proceed, None, 60, true),
+        (Proceed, Some(10), 9, false),
+        (Proceed, Some(10), 10, true),
+        (Proceed, Some(300), 299, false),
+    ] {
+        let mut drain = drain("captureID: b");
+        (drain.spec.no_peers_policy, drain.spec.progress_deadline_seconds) = (policy, deadline);
+        round(&mut drain, &cluster(), &started(), 0);
+        // However long ago something moved: the time without a destination counts.
+        round(&mut drain, &moved_at(-9_999, None), &Outcome::Idle, 1);
+        round(&mut drain, &moved_at(-9_999, Some("NoDestination")), &Outcome::Idle, 5);
+        round(&mut drain, &moved_at(-9_999, Some("NoDestination")), &Outcome::Idle, 5 + seconds);
+        assert_eq!(ending(&drain), over.then_some("NoPeers"), "{policy:?} {deadline:?} {seconds}");
+    }
+    for (policy, ends) in [(Hold, None), (Proceed, Some("NoPeers"))] {
+        let mut drain = drain("captureID: b");
+        drain.spec.no_peers_policy = policy;
+        round(&mut drain, &cluster(), &Outcome::Refused(Refusal::NoPeers(CaptureId::new("b").unwrap())), 0);
+        assert_eq!((ending(&drain), stalled(&drain).is_some()), (ends, ends.is_none()));
+    }
+}
+
 #[test]
 fn a_deleted_object_withdraws_its_own_drain_only() {
     let mut drain = drain("captureID: b");

@@ -5,8 +5,8 @@ mod api;
 use std::collections::BTreeMap;
 
 use capturedrain_core::model::{
-    Blocker, CaptureId, CaptureStatus, ChangefeedState, ChangefeedStatus, DrainEnd, DrainOutcome, DrainStatus,
-    Liveness, Snapshot, UnixMillis, WorkCount,
+    Answer, Blocker, CaptureId, CaptureStatus, ChangefeedState, ChangefeedStatus, DrainEnd, DrainOutcome, DrainStatus,
+    Liveness, Plan, Snapshot, UnixMillis, WorkCount,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -353,9 +353,62 @@ pub struct DrainAccepted {
     pub current_dispatcher_count: Option<u64>,
     /// The drain's number; `null` for a dry run.
     pub drain_epoch: Option<u64>,
-    /// Dry run: who would get the maintainers.
+    /// Dry run: who may get work.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub destinations: Vec<String>,
+    /// Dry run: what each of them would get, and how long that takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PlanView>,
+}
+
+/// What a drain would come to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlanView {
+    /// What would go where.
+    pub moves: BTreeMap<String, WorkView>,
+    /// How much may be on the move at once.
+    pub limits: WorkView,
+    /// How long a move takes.
+    pub move_ms: u64,
+    /// Whether the last drain took that; else it is a guess.
+    pub is_measured: bool,
+    /// How long the drain would take.
+    pub estimate_ms: u64,
+}
+
+impl From<&Plan> for PlanView {
+    fn from(plan: &Plan) -> Self {
+        Self {
+            moves: plan.moves.iter().map(|(id, work)| (id.to_string(), (*work).into())).collect(),
+            limits: plan.limits.into(),
+            move_ms: plan.move_ms,
+            is_measured: plan.is_measured,
+            estimate_ms: plan.estimate_ms,
+        }
+    }
+}
+
+impl DrainAccepted {
+    /// What came of a request.
+    pub fn of(answer: &Answer) -> Self {
+        let accepted = |current: Option<WorkCount>, drain_epoch: Option<u64>| Self {
+            current_maintainer_count: current.map(|work| work.maintainers),
+            current_dispatcher_count: current.map(|work| work.dispatchers),
+            drain_epoch,
+            destinations: Vec::new(),
+            plan: None,
+        };
+        match answer {
+            Answer::Draining { epoch, current } => accepted(*current, Some(epoch.0)),
+            Answer::Drained { epoch } => accepted(Some(WorkCount::default()), Some(epoch.0)),
+            Answer::DryRun { current, destinations, plan } => Self {
+                destinations: destinations.iter().map(ToString::to_string).collect(),
+                plan: Some(plan.into()),
+                ..accepted(Some(*current), None)
+            },
+            Answer::Done => accepted(None, None),
+        }
+    }
 }
 
 /// The wish for a changefeed.

@@ -2,7 +2,7 @@
 
 use capturedrain_core::model::{
     Answer, Blocker, CaptureStatus, DrainEnd, DrainEpoch, DrainOutcome, DrainRecord, DrainRequest, DrainStatus,
-    NoPeersPolicy, NodeEpoch, OnDeadline, Snapshot, UnixMillis,
+    NoPeersPolicy, NodeEpoch, OnDeadline, Plan, Snapshot, UnixMillis, WorkCount,
 };
 
 use super::{
@@ -66,15 +66,49 @@ pub(super) fn encode_answer(answer: Answer) -> pb::DrainCaptureResponse {
             drain_epoch: epoch.0,
             current: Some(pb::WorkCount::default()),
             drained: true,
-            destinations: Vec::new(),
+            ..pb::DrainCaptureResponse::default()
         },
-        Answer::DryRun { current, destinations } => pb::DrainCaptureResponse {
+        Answer::DryRun { current, destinations, plan } => pb::DrainCaptureResponse {
             current: Some(encode_work(current)),
             destinations: destinations.iter().map(ToString::to_string).collect(),
+            plan: Some(encode_plan(&plan)),
             ..pb::DrainCaptureResponse::default()
         },
         Answer::Done => pb::DrainCaptureResponse::default(),
     }
+}
+
+fn encode_plan(plan: &Plan) -> pb::Plan {
+    pb::Plan {
+        moves: plan.moves.iter().map(|(id, work)| (id.to_string(), encode_work(*work))).collect(),
+        limits: Some(encode_work(plan.limits)),
+        move_ms: plan.move_ms,
+        is_measured: plan.is_measured,
+        estimate_ms: plan.estimate_ms,
+    }
+}
+
+/// The answer to a call to drain, as it was sent. A capture of an older build sends no plan.
+pub(crate) fn decode_answer(answer: pb::DrainCaptureResponse) -> Result<Answer, Malformed> {
+    let work = |count: pb::WorkCount| WorkCount { maintainers: count.maintainers, dispatchers: count.dispatchers };
+    let (epoch, current) = (DrainEpoch(answer.drain_epoch), answer.current.map(work));
+    if answer.drained {
+        return Ok(Answer::Drained { epoch });
+    }
+    if epoch != DrainEpoch::default() {
+        return Ok(Answer::Draining { epoch, current });
+    }
+    let plan = answer.plan.unwrap_or_default();
+    let moves = plan.moves.into_iter().map(|(id, count)| Ok((capture(&id)?, work(count))));
+    let plan = Plan {
+        moves: moves.collect::<Result<_, Malformed>>()?,
+        limits: plan.limits.map(work).unwrap_or_default(),
+        move_ms: plan.move_ms,
+        is_measured: plan.is_measured,
+        estimate_ms: plan.estimate_ms,
+    };
+    let destinations = answer.destinations.iter().map(|id| capture(id)).collect::<Result<_, _>>()?;
+    Ok(Answer::DryRun { current: current.unwrap_or_default(), destinations, plan })
 }
 
 fn on_deadline(policy: OnDeadline) -> pb::Policy {
@@ -198,6 +232,28 @@ mod tests {
         request.avoid = vec![CaptureId::new("c").unwrap()];
         request.dry_run = true;
         assert_eq!(decode_drain(encode_drain(&request)).unwrap(), request);
+    }
+
+    #[test]
+    fn an_answer_comes_back_as_it_was_sent() {
+        let id = |id: &str| CaptureId::new(id).unwrap();
+        let work = |maintainers, dispatchers| WorkCount { maintainers, dispatchers };
+        let plan = Plan {
+            moves: [(id("a"), work(1, 4)), (id("c"), work(0, 3))].into(),
+            limits: work(10, 11),
+            move_ms: 12,
+            is_measured: true,
+            estimate_ms: 13,
+        };
+        let (epoch, current) = (DrainEpoch(7), work(1, 7));
+        for answer in [
+            Answer::Draining { epoch, current: Some(current) },
+            Answer::Draining { epoch, current: None },
+            Answer::Drained { epoch },
+            Answer::DryRun { current, destinations: vec![id("a"), id("c")], plan },
+        ] {
+            assert_eq!(decode_answer(encode_answer(answer.clone())), Ok(answer));
+        }
     }
 
     #[test]

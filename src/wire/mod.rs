@@ -11,7 +11,7 @@ use axum::Router;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
-pub(crate) use self::answer::encode_drain;
+pub(crate) use self::answer::{decode_answer, encode_drain};
 pub use self::peers::Peers;
 use self::{drain::DrainDoor, peers::CaptureDoor};
 use crate::door::Door;

@@ -7,6 +7,7 @@ mod command;
 mod drain;
 mod heartbeat;
 mod index;
+mod plan;
 mod request;
 mod schedule;
 mod share;

@@ -87,8 +87,9 @@ impl Coordinator {
         if request.dry_run {
             let current = self.current_work(view, &request.capture).unwrap_or_default();
             let destinations = self.destinations(view).into_iter().map(|who| who.capture);
-            let destinations = destinations.filter(|id| *id != request.capture).collect();
-            return Ok(Decision::Answer(Answer::DryRun { current, destinations }));
+            let destinations: Vec<_> = destinations.filter(|id| *id != request.capture).collect();
+            let plan = self.plan_drain(view, &request, &destinations);
+            return Ok(Decision::Answer(Answer::DryRun { current, destinations, plan }));
         }
         Ok(self.start_drain(view, request, registration.node_epoch, now))
     }

@@ -13,8 +13,12 @@ const LIMIT_MIN: u64 = 10;
 
 impl Coordinator {
     fn limit(&self, view: &View) -> u64 {
+        self.dispatcher_limit(view.record.as_ref().map_or(0, |record| record.value.initial.dispatchers))
+    }
+
+    /// The limit of a drain that begins with so many dispatchers.
+    pub(super) fn dispatcher_limit(&self, initial: u64) -> u64 {
         let set = self.options.drain_dispatcher_batch_size as u64;
-        let initial = view.record.as_ref().map_or(0, |record| record.value.initial.dispatchers);
         if set > 0 { set } else { LIMIT_MIN.max(initial / 100) }
     }
 

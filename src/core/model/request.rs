@@ -1,6 +1,6 @@
 //! What people and programs ask of a cluster, and the answers.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     CaptureId, ChangefeedConfig, ChangefeedId, DrainEpoch, NoPeersPolicy, NodeEpoch, OnDeadline, UnixMillis, WorkCount,
@@ -182,11 +182,29 @@ pub enum Answer {
     DryRun {
         /// What would move.
         current: WorkCount,
-        /// Who would get the maintainers.
+        /// Who may get work.
         destinations: Vec<CaptureId>,
+        /// What each of them would get, and how long that takes.
+        plan: Plan,
     },
     /// Carried out, nothing more to say.
     Done,
+}
+
+/// What a drain would come to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// What would go where. What runs on the target and is moved nowhere, such as the rest of a paused changefeed, is
+    /// stopped instead.
+    pub moves: BTreeMap<CaptureId, WorkCount>,
+    /// How much may be on the move at once.
+    pub limits: WorkCount,
+    /// How long a move takes, in milliseconds.
+    pub move_ms: u64,
+    /// Whether that is what the last drain took; else it is a guess.
+    pub is_measured: bool,
+    /// How long the drain would take, in milliseconds.
+    pub estimate_ms: u64,
 }
 
 /// Why a call was not carried out.
