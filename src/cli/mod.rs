@@ -142,6 +142,7 @@ Examples:
     #[command(after_help = "Example:\n  capturedrain crd | kubectl apply --server-side -f -")]
     Crd,
     /// Print the description of the HTTP API, an `OpenAPI` document
+    #[command(after_help = "Example:\n  capturedrain openapi > openapi.json")]
     Openapi,
     #[command(after_help = "\
 Examples:

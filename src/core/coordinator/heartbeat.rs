@@ -52,9 +52,13 @@ impl Coordinator {
         if self.progress.as_ref().map(|progress| progress.epoch) == epoch {
             return;
         }
-        if let Some(record) = view.record.as_ref().filter(|_| self.state.stamp.version == 0) {
-            let line = Line::info("coordinator goes on with a drain").drain(&record.value).of(&self.me.capture);
-            self.outputs.push(Output::Log(line));
+        if let Some(record) = view.record.as_ref().map(|kept| &kept.value) {
+            let line = if self.state.stamp.version == 0 {
+                Line::info("coordinator goes on with a drain").of(&self.me.capture)
+            } else {
+                Line::info("drain starts").with("requester", &record.requesters.join(", "))
+            };
+            self.outputs.push(Output::Log(line.drain(record)));
         }
         if self.progress.is_some() {
             self.balance_after = now.monotonic + self.options.balance_cooldown;

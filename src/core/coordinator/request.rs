@@ -156,8 +156,6 @@ impl Coordinator {
             drain_epoch: epoch,
             unknown: std::collections::BTreeMap::new(),
         };
-        let requester = record.requesters.first().map(String::as_str).unwrap_or_default();
-        self.announced.push(Line::info("drain starts").drain(&record).with("requester", requester));
         let draft = self.draft().require_same(view, &KeyName::Capture(record.target.clone()));
         let mut draft = if self.mutants.has(Mutant::StartIgnoresRecord) {
             let put = |name: KeyName, value| Op::Put { key: name.key(), value, lease: None };
