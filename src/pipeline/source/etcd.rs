@@ -20,6 +20,9 @@ use crate::pipeline::{
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// After which a question for progress is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// Largest message of a watch that is taken whole. What etcd has to tell of the past can be larger: then it is asked for in
+/// parts of about 1.5 MiB. Not sooner, since etcd takes a time for that which is the square of the number of events.
+const WHOLE_MAX_BYTES: usize = 16 << 20;
 /// After which silence a watch counts as lost, although progress was asked for.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
@@ -83,6 +86,8 @@ pub(in crate::pipeline) struct EtcdFeed {
     cursor: CommitTs,
     stage: Stage,
     outage: bool,
+    /// Whether the next watch shall come in parts, because a message was too large.
+    in_parts: bool,
 }
 
 impl EtcdFeed {
@@ -96,6 +101,7 @@ impl EtcdFeed {
             cursor: start_ts,
             stage: Stage::Closed,
             outage: false,
+            in_parts: false,
         }
     }
 
@@ -161,11 +167,14 @@ impl EtcdFeed {
         if self.cursor == 0 {
             return Ok(Stage::Snapshot { revision, next: self.start.clone(), size: PageSize::default() });
         }
-        // From what is known already: a watch that begins in the future gets no notice of progress until that comes. In
-        // parts, since a revision may be larger than any message.
+        // From what is known already: a watch that begins in the future gets no notice of progress until that comes.
         let from = i64::try_from(self.cursor).unwrap_or(i64::MAX);
-        let options = WatchOptions::new().with_range(self.end.clone()).with_start_revision(from).with_fragment();
-        let mut watch = client.watch.clone();
+        let options = WatchOptions::new().with_range(self.end.clone()).with_start_revision(from);
+        let (mut watch, options) = if self.in_parts {
+            (client.watch.clone(), options.with_fragment())
+        } else {
+            (client.watch.clone().max_decoding_message_size(WHOLE_MAX_BYTES), options)
+        };
         let mut stream = client.call(watch.watch(self.start.clone(), Some(options))).await?;
         let created = client.call(stream.message()).await?;
         self.check(client, created.as_ref())?;
@@ -209,6 +218,10 @@ impl EtcdFeed {
             match advanced {
                 Ok(Some(batch)) => return Ok(batch),
                 Ok(None) => {}
+                Err(PipelineError::Oversized { .. }) if !self.in_parts && matches!(self.stage, Stage::Watching(_)) => {
+                    self.in_parts = true;
+                    self.stage = Stage::Closed;
+                }
                 Err(error) => self.outage(error).await?,
             }
         }
@@ -262,6 +275,8 @@ impl EtcdFeed {
         let told = if is_progress { message.header().map_or(0, |header| unsigned(header.revision())) } else { 0 };
         let (rows, whole) = self.rows(&message);
         self.cursor = self.cursor.max(whole).max(told);
+        // What comes after this watch may be small again.
+        self.in_parts &= !is_progress;
         let resolved_at_ms = asked.map_or(0, |asked| asked.moment_ms);
         Ok(Some(Batch { rows, covered: None, resolved_ts: self.cursor, resolved_at_ms }))
     }
