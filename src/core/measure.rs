@@ -120,3 +120,96 @@ impl Ends {
         ended
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::{
+        model::{DrainEnd, DrainRecord, NoPeersPolicy, NodeEpoch, OnDeadline, UnixMillis, VALUE_VERSION, WorkCount},
+        view::Kept,
+    };
+
+    fn who(id: &str) -> Incarnation {
+        Incarnation { capture: id.parse().unwrap(), node_epoch: NodeEpoch(1) }
+    }
+
+    /// A view with these ended drains of `target`: epoch, how, and the revision at which.
+    fn view(ends: &[(u64, DrainOutcome, Revision)]) -> View {
+        let end = |(epoch, outcome, created): &(u64, DrainOutcome, Revision)| {
+            let record = DrainRecord {
+                version: VALUE_VERSION,
+                epoch: DrainEpoch(*epoch),
+                target: who("target").capture,
+                node_epoch: who("target").node_epoch,
+                pod_uid: None,
+                requesters: Vec::new(),
+                reason: String::new(),
+                started_at_ms: UnixMillis(1000),
+                initial: WorkCount::default(),
+                deadline_ms: None,
+                on_deadline: OnDeadline::Hold,
+                no_peers_policy: NoPeersPolicy::Hold,
+                hook_deadline_ms: None,
+                avoid: Vec::new(),
+                unknown: BTreeMap::new(),
+            };
+            let ended_at_ms = UnixMillis(1000 + created);
+            let value = DrainEnd { version: VALUE_VERSION, outcome: *outcome, ended_at_ms, record };
+            (DrainEpoch(*epoch), Kept { value, created: *created, modified: *created })
+        };
+        let mut view = View::default();
+        view.history.extend(ends.iter().map(end));
+        view
+    }
+
+    /// The epochs that a capture counts, one view after the other.
+    fn check(me: &str, office: Option<Revision>, views: &[View], expected: &[u64]) {
+        let mut ends = Ends::default();
+        let counted = views.iter().flat_map(|view| ends.new_ones(view, Some(&who(me)), office));
+        let counted: Vec<_> = counted
+            .map(|measured| match measured {
+                Measurement::DrainEnded { epoch, .. } => epoch.0,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(counted, expected);
+    }
+
+    const DRAINED: DrainOutcome = DrainOutcome::Drained;
+
+    #[test]
+    fn an_end_is_counted_once_by_whose_time_in_office_it_falls_into() {
+        let (one, two) = (view(&[(1, DRAINED, 4)]), view(&[(1, DRAINED, 4), (2, DrainOutcome::TargetGone, 9)]));
+        check("a", Some(3), std::slice::from_ref(&two), &[1, 2]);
+        check("a", Some(3), &[one, two], &[1, 2]);
+        // Its view skipped what its predecessor saw and counted.
+        let both = view(&[(1, DRAINED, 4), (2, DRAINED, 9)]);
+        check("b", Some(6), &[both], &[2]);
+        check("follower", None, &[view(&[(1, DRAINED, 4)])], &[]);
+    }
+
+    #[test]
+    fn an_exception_is_counted_by_the_target_that_took_it() {
+        let exception = || view(&[(1, DrainOutcome::NoPeers, 4)]);
+        check("target", None, &[exception()], &[1]);
+        check("target", Some(6), &[exception()], &[1]);
+        check("a", Some(3), &[exception()], &[]);
+    }
+
+    #[test]
+    fn ends_are_counted_on_when_old_ones_are_deleted_or_the_store_went_back() {
+        let later = view(&[(3, DRAINED, 12)]);
+        check("a", Some(3), &[view(&[(1, DRAINED, 4), (2, DRAINED, 9)]), later], &[1, 2, 3]);
+        let restored = [view(&[(5, DRAINED, 40)]), view(&[(1, DRAINED, 4)]), view(&[(1, DRAINED, 4), (2, DRAINED, 6)])];
+        check("a", Some(3), &restored, &[5, 2]);
+    }
+
+    #[test]
+    fn a_drain_lasted_from_its_persisted_start_to_its_persisted_end() {
+        let ended = Ends::default().new_ones(&view(&[(1, DRAINED, 250)]), Some(&who("a")), Some(3));
+        let took = Duration::from_millis(250);
+        assert_eq!(ended, [Measurement::DrainEnded { epoch: DrainEpoch(1), outcome: DRAINED, took }]);
+    }
+}
