@@ -11,7 +11,7 @@ SEEDS ?=
 ARGS ?=
 SIMULATION := cargo test -p capturedrain-core --features mutants --test simulation
 
-.PHONY: help demo tools build check test simulate size crd fmt clean
+.PHONY: help demo tools build check test simulate size crd openapi fmt clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,9 @@ size: ## what a million dispatchers cost: time, slowest event, memory
 
 crd: ## write crds/capturedrain.yaml anew, from the type
 	cargo run --quiet -- crd > crds/capturedrain.yaml.new && mv crds/capturedrain.yaml.new crds/capturedrain.yaml
+
+openapi: ## write docs/openapi.json anew, from the handlers of the HTTP API
+	cargo run --quiet -- openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json
 
 fmt: ## format the code
 	cargo fmt --all

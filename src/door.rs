@@ -29,6 +29,8 @@ pub enum Call {
 /// A door's end of a capture.
 #[derive(Debug, Clone)]
 pub struct Door {
+    /// The cluster's name.
+    pub cluster: Arc<str>,
     /// The capture's name, known before it is registered.
     pub capture: CaptureId,
     /// Calls go in here; bounded, so that callers wait instead of piling up.

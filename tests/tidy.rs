@@ -39,7 +39,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("node", &["client", "clock", "store", "pipeline", "door", "wire", "http", "listener", "tls"]),
     // What people start.
     ("demo", &["client", "clock", "door", "node", "pipeline", "reconcile", "resource", "store", "verify", "view"]),
-    ("cli", &["client", "clock", "demo", "node", "reconcile", "resource", "store", "tls", "view"]),
+    ("cli", &["client", "clock", "demo", "http", "node", "reconcile", "resource", "store", "tls", "view"]),
     ("main", &["cli"]),
 ];
 
@@ -151,11 +151,13 @@ fn licences_are_allowed() {
 }
 
 #[test]
-fn the_crd_is_up_to_date() {
-    let output = Command::new(env!("CARGO_BIN_EXE_capturedrain")).arg("crd").output().unwrap();
-    assert!(output.status.success(), "capturedrain crd: {}", String::from_utf8_lossy(&output.stderr));
-    let kept = fs::read(root().join("crds/capturedrain.yaml")).unwrap_or_default();
-    assert!(kept == output.stdout, "run `cargo run -- crd > crds/capturedrain.yaml`");
+fn generated_files_are_up_to_date() {
+    for (command, file) in [("crd", "crds/capturedrain.yaml"), ("openapi", "docs/openapi.json")] {
+        let output = Command::new(env!("CARGO_BIN_EXE_capturedrain")).arg(command).output().unwrap();
+        assert!(output.status.success(), "capturedrain {command}: {}", String::from_utf8_lossy(&output.stderr));
+        let kept = fs::read(root().join(file)).unwrap_or_default();
+        assert!(kept == output.stdout, "{file} is not what the code says: run `make {command}`");
+    }
 }
 
 // The rules.

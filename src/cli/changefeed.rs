@@ -97,14 +97,24 @@ async fn create(args: CreateArgs, common: &Common) -> Result<Exit, Failure> {
 }
 
 fn lag(feed: &ChangefeedView) -> String {
-    feed.lag_ms.filter(|_| feed.state == "running").map_or_else(|| "-".to_owned(), time)
+    feed.lag_ms.filter(|_| feed.state == "normal").map_or_else(|| "-".to_owned(), time)
+}
+
+/// The state in the words of the commands.
+fn state(feed: &ChangefeedView) -> String {
+    match feed.state.as_str() {
+        "normal" => "running",
+        "stopped" => "paused",
+        other => other,
+    }
+    .to_owned()
 }
 
 fn list(feeds: &[ChangefeedView]) -> String {
     let row = |feed: &ChangefeedView| {
         [
             feed.id.clone(),
-            feed.state.clone(),
+            state(feed),
             lag(feed),
             known(feed.checkpoint_ts),
             feed.maintainer.clone().unwrap_or_else(|| "-".to_owned()),
@@ -119,8 +129,9 @@ fn one(feed: &ChangefeedView) -> String {
     let spread: Vec<_> = feed.dispatchers.iter().map(|(capture, count)| format!("{count} on {capture}")).collect();
     let lines = [
         ("id", feed.id.clone()),
-        ("state", feed.state.clone()),
-        ("error", feed.error.clone().unwrap_or_else(|| "-".to_owned())),
+        ("state", state(feed)),
+        ("warning", feed.warning.clone().unwrap_or_else(|| "-".to_owned())),
+        ("error", feed.error.as_ref().map_or_else(|| "-".to_owned(), |error| error.message.clone())),
         ("source", feed.source.clone()),
         ("sink", feed.sink.clone()),
         ("start", feed.start_ts.to_string()),

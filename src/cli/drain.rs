@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, OnDeadline};
+use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, DrainRequest, OnDeadline, WorkCount};
 use clap::{Args, ValueEnum};
 use futures::StreamExt as _;
 use serde_json::json;
@@ -113,21 +113,19 @@ pub(super) async fn drain(args: DrainArgs, common: &Common) -> Result<Exit, Fail
     let answer = client.drain(request).await?;
     let (accepted, sentence) = match &answer {
         Answer::Draining { epoch, current } => {
-            let (m, d) = (current.maintainers, current.dispatchers);
-            let work = format!("{} and {}", count(m, "maintainer"), count(d, "dispatcher"));
-            (accepted(m, d, Some(*epoch)), format!("{capture} is being drained under epoch {epoch}: {work}"))
+            let work = current.map_or_else(|| "what is left is not known yet".to_owned(), moves);
+            (accepted(*current, Some(*epoch)), format!("{capture} is being drained under epoch {epoch}: {work}"))
         }
-        Answer::Drained { epoch } => {
-            (accepted(0, 0, Some(*epoch)), format!("{capture} is empty, proven under epoch {epoch}"))
-        }
+        Answer::Drained { epoch } => (
+            accepted(Some(WorkCount::default()), Some(*epoch)),
+            format!("{capture} is empty, proven under epoch {epoch}"),
+        ),
         Answer::DryRun { current, destinations } => {
-            let (m, d) = (current.maintainers, current.dispatchers);
-            let work = format!("{} and {}", count(m, "maintainer"), count(d, "dispatcher"));
             let to: Vec<_> = destinations.iter().map(ToString::to_string).collect();
-            let sentence = format!("{work} would move, to {}", to.join(", "));
-            (DrainAccepted { destinations: to, ..accepted(m, d, None) }, sentence)
+            let sentence = format!("{} would move, to {}", moves(*current), to.join(", "));
+            (DrainAccepted { destinations: to, ..accepted(Some(*current), None) }, sentence)
         }
-        Answer::Done => (accepted(0, 0, None), "done".to_owned()),
+        Answer::Done => (accepted(None, None), "done".to_owned()),
     };
     match answer {
         Answer::Draining { epoch, .. } if args.wait => {
@@ -141,10 +139,14 @@ pub(super) async fn drain(args: DrainArgs, common: &Common) -> Result<Exit, Fail
     }
 }
 
-fn accepted(maintainers: u64, dispatchers: u64, epoch: Option<DrainEpoch>) -> DrainAccepted {
+fn moves(work: WorkCount) -> String {
+    format!("{} and {}", count(work.maintainers, "maintainer"), count(work.dispatchers, "dispatcher"))
+}
+
+fn accepted(current: Option<WorkCount>, epoch: Option<DrainEpoch>) -> DrainAccepted {
     DrainAccepted {
-        current_maintainer_count: maintainers,
-        current_dispatcher_count: dispatchers,
+        current_maintainer_count: current.map(|work| work.maintainers),
+        current_dispatcher_count: current.map(|work| work.dispatchers),
         drain_epoch: epoch.map(|epoch| epoch.0),
         destinations: Vec::new(),
     }

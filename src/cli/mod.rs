@@ -90,6 +90,8 @@ enum Command {
     Apply(apply::ApplyArgs),
     /// Print the custom resource definition
     Crd,
+    /// Print the description of the HTTP API, an `OpenAPI` document
+    Openapi,
     Demo(demo::DemoArgs),
 }
 
@@ -188,6 +190,7 @@ async fn dispatch(command: Command, common: &Common) -> Result<Exit, Failure> {
         Command::Changefeed(command) => changefeed::run(command, common).await,
         Command::Apply(args) => apply::run(args, common).await,
         Command::Crd => crd(),
+        Command::Openapi => print(crate::http::document()).map(|()| Exit::Done),
         Command::Demo(args) => demo::run(args, common).await,
     }
 }

@@ -142,6 +142,7 @@ pub(super) async fn run(args: ServerArgs, common: &Common) -> Result<Exit, Failu
     }
     let store = AnyStore::open_with(&args.store, args.cluster.as_str(), args.etcd.files()?).await?;
     let config = ServeConfig {
+        cluster: args.cluster.as_str().into(),
         id: args.id,
         addr: args.addr,
         advertise_addr: args.advertise_addr,

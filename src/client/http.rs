@@ -9,7 +9,7 @@ use tokio::time::{self, Instant};
 use super::{CONNECT_TIMEOUT, Client, ClientError, PATIENCE, RETRY};
 use crate::{
     tls::distrust,
-    view::{ChangefeedView, CreatedChangefeed, ErrorView, NewChangefeed},
+    view::{ChangefeedView, CreatedChangefeed, Deleted, ErrorView, List, NewChangefeed},
     wire::{cause, refusal},
 };
 
@@ -37,6 +37,16 @@ impl Client {
         path: &str,
         body: Option<&B>,
     ) -> Result<T, Refused> {
+        Ok(self.exchange(method, path, body).await?.0)
+    }
+
+    /// Makes a call: what is answered, and whether an attempt before may have taken effect.
+    async fn exchange<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<(T, bool), Refused> {
         let until = Instant::now() + PATIENCE;
         let mut distrusted = 0;
         let mut reason = String::new();
@@ -71,7 +81,8 @@ impl Client {
                 }
                 Ok(answer) if answer.status().is_success() => {
                     let error = |error| ClientError::Protocol(cause(&error));
-                    return answer.json().await.map_err(|why| Refused { error: error(why), maybe_done });
+                    let answered = answer.json().await.map_err(|why| Refused { error: error(why), maybe_done });
+                    return Ok((answered?, maybe_done));
                 }
                 Ok(answer) => return Err(Refused { error: refused(server, answer).await, maybe_done }),
             }
@@ -113,7 +124,7 @@ impl Client {
     /// # Errors
     /// When nobody answers.
     pub async fn changefeeds(&self) -> Result<Vec<ChangefeedView>, ClientError> {
-        Ok(self.http(Method::GET, "changefeeds", NOTHING).await?)
+        Ok(self.http::<_, List<_>>(Method::GET, "changefeeds", NOTHING).await?.items)
     }
 
     /// One changefeed.
@@ -147,10 +158,9 @@ impl Client {
     /// # Errors
     /// When there is none, or nobody answers.
     pub async fn delete(&self, id: &ChangefeedId) -> Result<(), ClientError> {
-        match self.http::<_, Value>(Method::DELETE, &format!("changefeeds/{id}"), NOTHING).await {
-            Ok(_) | Err(Refused { error: ClientError::Refused(Refusal::UnknownChangefeed(_)), maybe_done: true }) => {
-                Ok(())
-            }
+        match self.exchange(Method::DELETE, &format!("changefeeds/{id}"), NOTHING).await {
+            Ok((Deleted { deleted: false }, false)) => Err(Refusal::UnknownChangefeed(id.clone()).into()),
+            Ok(_) => Ok(()),
             Err(refused) => Err(refused.error),
         }
     }
@@ -159,7 +169,7 @@ impl Client {
 /// Whether a changefeed is the one that was wished for.
 fn is_wished(new: &NewChangefeed, there: &ChangefeedView) -> bool {
     let same = (&there.source, &there.sink, there.span_max_keys) == (&new.source, &new.sink, new.span_max_keys);
-    same && new.start_ts.is_none_or(|start_ts| start_ts == there.start_ts)
+    same && new.start_ts.is_none_or(|start_ts| start_ts == 0 || start_ts == there.start_ts)
 }
 
 async fn refused(server: &str, answer: reqwest::Response) -> ClientError {

@@ -233,13 +233,13 @@ impl Client {
                 async move { drains.drain_capture(sent).await }
             })
             .await?;
-        let current = answer.current.unwrap_or_default();
-        let current = WorkCount { maintainers: current.maintainers, dispatchers: current.dispatchers };
+        let work = |work: pb::WorkCount| WorkCount { maintainers: work.maintainers, dispatchers: work.dispatchers };
+        let current = answer.current.map(work);
         let epoch = DrainEpoch(answer.drain_epoch);
         if request.dry_run && !answer.drained {
             let named = answer.destinations.iter().map(CaptureId::new).collect::<Result<_, _>>();
             let destinations = named.map_err(|error| ClientError::Protocol(error.to_string()))?;
-            return Ok(Answer::DryRun { current, destinations });
+            return Ok(Answer::DryRun { current: current.unwrap_or_default(), destinations });
         }
         Ok(if answer.drained { Answer::Drained { epoch } } else { Answer::Draining { epoch, current } })
     }

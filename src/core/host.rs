@@ -425,7 +425,7 @@ impl Host {
         &mut self,
         key: &DispatcherKey,
         checkpoint_ts: CommitTs,
-        error: Option<(String, bool)>,
+        failed: Option<DispatcherFate>,
     ) -> Vec<HostOutput> {
         let Some(feed) = self.feeds.get_mut(&key.changefeed) else { return Vec::new() };
         if feed.dispatchers.get(&key.span).is_none_or(|d| d.writer_epoch != key.writer_epoch) {
@@ -437,13 +437,10 @@ impl Host {
         if highest.0 <= key.writer_epoch {
             *highest = (key.writer_epoch, Some(checkpoint_ts));
         }
-        let failed = error.is_some();
-        let what = match error {
-            Some((error, fatal)) => DispatcherFate::Failed { error, fatal },
-            None => DispatcherFate::Stopped { checkpoint_ts: Some(checkpoint_ts) },
-        };
+        let unasked = failed.is_some();
+        let what = failed.unwrap_or(DispatcherFate::Stopped { checkpoint_ts: Some(checkpoint_ts) });
         let news = DispatcherNews { span: key.span, writer_epoch: key.writer_epoch, what };
-        if failed && feed.maintainer.is_some() && !self.mutants.has(Mutant::FailsOnce) {
+        if unasked && feed.maintainer.is_some() && !self.mutants.has(Mutant::FailsOnce) {
             feed.unheard.insert(key.span, news.clone());
         }
         feed.news.push(news);
@@ -537,6 +534,8 @@ fn ending(changefeed: &ChangefeedId, epoch: ChangefeedEpoch) -> MaintainerReport
         in_flight: 0,
         share: 0,
         error: None,
+        warning: None,
+        outranked_by: None,
     }
 }
 

@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, VecDeque};
 pub use crate::event::{Effect, Event, Lane};
 use crate::{
     agent::{Agent, AgentOutput},
-    coordinator::{Coordinator, Output as CoordinatorOutput},
+    coordinator::{Coordinator, Output as CoordinatorOutput, Promises},
     host::{Host, HostOutput},
     log::Line,
     maintainer::{Input, Maintainer, Output as MaintainerOutput},
     model::{
-        Answer, Body, CaptureId, CaptureStatus, ChangefeedEpoch, ChangefeedId, Command, Envelope, Heartbeat,
-        Incarnation, Instant, Liveness, MaintainerPhase, Now, Options, Refusal, Registration, Request, RequestId,
-        Snapshot, Term, WorkCount,
+        Answer, Body, CaptureId, CaptureStatus, ChangefeedEpoch, ChangefeedId, Command, DispatcherFate, Envelope,
+        Heartbeat, Incarnation, Instant, Liveness, MaintainerPhase, Now, Options, Refusal, Registration, Request,
+        RequestId, Snapshot, Term, WorkCount,
     },
     mutant::{Mutant, Mutants},
     store::{Changes, Listing, TxnOutcome},
@@ -38,6 +38,8 @@ pub struct Process {
     view: Option<View>,
     host: Option<Host>,
     coordinator: Option<Coordinator>,
+    /// What it promised in earlier times in office, for the writes whose outcomes are still to come.
+    promised: BTreeMap<Term, Promises>,
     /// The highest coordinator that was heard, and its term.
     heard: Option<(Incarnation, Term)>,
     /// The latest heartbeat that was taken in this life.
@@ -66,6 +68,7 @@ impl Process {
             view: None,
             host: None,
             coordinator: None,
+            promised: BTreeMap::new(),
             heard: None,
             latest: None,
             told: Urgent::default(),
@@ -178,9 +181,10 @@ impl Process {
                 self.carry_out_agent(outputs);
             }
             Lane::Coordinator(term) => {
-                // The outcome of a write of an earlier time in office is nobody's any more.
                 if let Some(coordinator) = self.coordinator.as_mut().filter(|c| c.term() == *term) {
                     coordinator.written(outcome);
+                } else if let Some(promises) = self.promised.remove(term) {
+                    self.carry_out_coordinator(promises.settle(outcome));
                 }
             }
             Lane::Maintainer(changefeed, epoch) => {
@@ -243,8 +247,12 @@ impl Process {
             return;
         }
         if let Some(former) = self.coordinator.take() {
-            let outputs = former.step_down();
+            let term = former.term();
+            let (outputs, promises) = former.step_down();
             self.carry_out_coordinator(outputs);
+            if !promises.is_empty() {
+                self.promised.insert(term, promises);
+            }
         }
         self.coordinator =
             office.map(|(me, term)| Coordinator::new(me, term, self.options.clone(), self.mutants, self.now));
@@ -379,9 +387,9 @@ impl Process {
                 let outputs = self.host.as_mut().map(|host| host.dispatcher_ended(&key, checkpoint_ts, None));
                 self.carry_out_host(outputs.unwrap_or_default());
             }
-            WorkEvent::Failed { key, checkpoint_ts, error, fatal } => {
-                let outputs =
-                    self.host.as_mut().map(|host| host.dispatcher_ended(&key, checkpoint_ts, Some((error, fatal))));
+            WorkEvent::Failed { key, checkpoint_ts, error, fatal, outranked_by } => {
+                let failed = DispatcherFate::Failed { error, fatal, outranked_by };
+                let outputs = self.host.as_mut().map(|host| host.dispatcher_ended(&key, checkpoint_ts, Some(failed)));
                 self.carry_out_host(outputs.unwrap_or_default());
             }
             WorkEvent::Tables { changefeed, epoch, born, ended, resolved_ts, resolved_at_ms } => {

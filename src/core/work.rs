@@ -82,6 +82,8 @@ pub enum WorkEvent {
         error: String,
         /// Whether the changefeed has to fail; else the dispatcher may be created anew.
         fatal: bool,
+        /// The sink knows a writer of this later placement: the store has gone back.
+        outranked_by: Option<ChangefeedEpoch>,
     },
     /// A table trigger has news. `resolved_ts` covers it: no table changes at or below it are still to come.
     Tables {

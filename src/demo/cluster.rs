@@ -191,7 +191,7 @@ async fn start(id: CaptureId, store: AnyStore) -> Result<Node, NodeError> {
     let listener = listen("127.0.0.1:0").await?;
     let addr = listener.local_addr().map_err(|source| NodeError::Listen { addr: String::new(), source })?;
     let identity = identity(id, &addr.to_string());
-    Node::start(NodeConfig { identity, options: options(), store }, listener)
+    Node::start(NodeConfig { cluster: "demo".into(), identity, options: options(), store }, listener)
 }
 
 fn client(nodes: &[Node]) -> Result<Client, ClientError> {

@@ -1,29 +1,28 @@
 //! The HTTP door, thin: decode → hand over → encode. A capture that does not coordinate forwards to the one that does.
+//!
+//! What is not said here to be otherwise has the paths, shapes and statuses of `TiCDC`'s open API, versions 1 and 2.
 
 mod changefeed;
+mod cluster;
 mod drain;
 mod error;
+mod extract;
 mod forward;
+mod openapi;
+mod v1;
 
 use std::sync::Arc;
 
-use axum::{
-    Json, Router,
-    extract::{DefaultBodyLimit, State},
-    http::StatusCode,
-    middleware,
-    routing::{get, post, put},
-};
-use capturedrain_core::model::{ChangefeedConfig, CommitTs, Request};
+use axum::{Router, extract::DefaultBodyLimit, middleware, routing::MethodRouter};
+use capturedrain_core::model::{ChangefeedConfig, CommitTs};
 use futures::future::BoxFuture;
-use serde_json::{Value, json};
-
-use self::error::HttpError;
-use crate::{
-    door::Door,
-    tls::Dialer,
-    view::{CaptureView, DrainEndView},
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouterExt as _},
+    routes,
 };
+
+pub use self::openapi::document;
+use crate::{door::Door, tls::Dialer};
 
 /// Longest body of a request, in bytes.
 pub(crate) const BODY_MAX_BYTES: usize = 64 << 10;
@@ -49,62 +48,38 @@ struct Hall {
 /// The HTTP API of a capture.
 pub fn router(door: Door, probe: Probe, dialer: Dialer) -> Router {
     let hall = Hall { door, probe, dialer };
-    // What only the coordinator knows or does.
-    let coordinator = Router::new()
-        .route("/api/v2/captures", get(captures))
-        .route("/api/v2/captures/{id}/drain", put(drain::start).get(drain::show).delete(drain::cancel))
-        .route("/api/v2/drains", get(history))
-        .route("/api/v2/owner/resign", post(resign))
-        .route("/api/v2/changefeeds", post(changefeed::create).get(changefeed::list))
-        .route("/api/v2/changefeeds/{id}", get(changefeed::get).delete(changefeed::delete))
-        .route("/api/v2/changefeeds/{id}/pause", post(changefeed::pause))
-        .route("/api/v2/changefeeds/{id}/resume", post(changefeed::resume))
-        .layer(middleware::from_fn_with_state(hall.clone(), forward::to_coordinator));
-    Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/api/v2/health", get(health))
-        .route("/api/v2/status", get(status))
-        .merge(coordinator)
+    let forwarded = middleware::from_fn_with_state(hall.clone(), forward::to_coordinator);
+    let router: Router<Hall> = routes(|methods| methods.route_layer(forwarded.clone())).into();
+    router
+        .fallback(error::unknown_path)
+        .method_not_allowed_fallback(error::wrong_method)
         .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
         .with_state(hall)
 }
 
-async fn ready(State(hall): State<Hall>) -> (StatusCode, &'static str) {
-    if hall.door.snapshots.borrow().ready {
-        (StatusCode::OK, "ok\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
-    }
-}
-
-/// As `TiCDC` has it: whether the cluster has somebody who decides.
-async fn health(State(hall): State<Hall>) -> Result<Json<Value>, HttpError> {
-    let coordinated = hall.door.snapshots.borrow().coordinator.is_some();
-    if coordinated { Ok(Json(json!({}))) } else { Err(HttpError::no_coordinator()) }
-}
-
-async fn status(State(hall): State<Hall>) -> Json<Value> {
-    let snapshot = hall.door.snapshots.borrow().clone();
-    Json(json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "id": hall.door.capture.as_str(),
-        "pid": std::process::id(),
-        "is_owner": snapshot.is_coordinator,
-        "liveness": snapshot.liveness.map(crate::view::liveness_name),
-        "node_epoch": snapshot.me.as_ref().map(|me| me.node_epoch.to_string()),
-    }))
-}
-
-async fn captures(State(hall): State<Hall>) -> Json<Vec<CaptureView>> {
-    Json(CaptureView::all(&hall.door.snapshots.borrow()))
-}
-
-async fn history(State(hall): State<Hall>) -> Json<Vec<DrainEndView>> {
-    Json(hall.door.snapshots.borrow().history.iter().map(DrainEndView::of).collect())
-}
-
-async fn resign(State(hall): State<Hall>) -> Result<Json<Value>, HttpError> {
-    hall.door.ask(Request::Resign).await?;
-    Ok(Json(json!({})))
+/// Every call there is, with its description. `forward` is put before those that only the coordinator can answer, behind
+/// the choice of the method: what is no call at all is refused on the spot.
+fn routes(forward: impl Fn(MethodRouter<Hall>) -> MethodRouter<Hall>) -> OpenApiRouter<Hall> {
+    let v1_health = |methods| forward(methods).route_layer(middleware::map_response(v1::unhealthy_is_500));
+    openapi::router()
+        .routes(routes!(cluster::alive))
+        .routes(routes!(cluster::ready))
+        .routes(routes!(cluster::status))
+        .routes(routes!(v1::status))
+        .routes(routes!(v1::oldest_status))
+        .merge(openapi::document_route())
+        // What only the coordinator knows or does.
+        .routes(routes!(cluster::captures).map(&forward))
+        .routes(routes!(cluster::health).map(&forward))
+        .routes(routes!(cluster::resign).map(&forward))
+        .routes(routes!(drain::start, drain::show, drain::cancel).map(&forward))
+        .routes(routes!(drain::history).map(&forward))
+        .routes(routes!(changefeed::create, changefeed::list).map(&forward))
+        .routes(routes!(changefeed::get, changefeed::delete).map(&forward))
+        .routes(routes!(changefeed::pause).map(&forward))
+        .routes(routes!(changefeed::resume).map(&forward))
+        .routes(routes!(v1::captures).map(&forward))
+        .routes(routes!(v1::drain).map(&forward))
+        .routes(routes!(v1::resign).map(&forward))
+        .routes(routes!(v1::health).map(v1_health))
 }

@@ -179,6 +179,8 @@ impl Driver {
             Effect::Work(order) => self.pipeline.order(order),
             Effect::Answer { id, answer } => {
                 if let Some(waiting) = self.tasks.asked.remove(&id) {
+                    // Who asks next is to see what was done for this one.
+                    self.publish();
                     // The caller may have gone meanwhile; then nobody misses the answer.
                     let _ = waiting.send(answer);
                 }

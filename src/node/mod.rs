@@ -71,6 +71,8 @@ pub enum NodeError {
 /// What one capture needs to start.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
+    /// The cluster's name.
+    pub cluster: Arc<str>,
     /// How it registers; the node epoch does not matter.
     pub identity: Registration,
     /// How the cluster behaves.
@@ -141,7 +143,7 @@ impl Node {
         let (snapshots, latest) = watch::channel(Arc::new(Snapshot::default()));
         let dialer = Dialer::with(manners.credentials.clone())?;
         let client = Client::of_capture(own_addr(&dialer, addr, &config.identity), dialer.clone());
-        let door = Door { capture: config.identity.id.clone(), calls, snapshots: latest };
+        let door = Door { cluster: config.cluster, capture: config.identity.id.clone(), calls, snapshots: latest };
         let driver = Driver {
             lease_ttl: config.options.lease,
             process: Process::new(config.identity, config.options),

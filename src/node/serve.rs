@@ -15,6 +15,8 @@ use crate::{
 /// What a server is told.
 #[derive(Debug, Clone)]
 pub struct ServeConfig {
+    /// The cluster's name.
+    pub cluster: Arc<str>,
     /// The first capture's name; `None`: `capture` and the port or number.
     pub id: Option<CaptureId>,
     /// `host:port` to listen on; the port counts up with the captures.
@@ -138,9 +140,10 @@ pub async fn serve(config: ServeConfig, store: AnyStore) -> Result<Ending, NodeE
             identity.advertise_addr = Arc::from(bound.to_string());
         }
         tracing::info!(capture = %identity.id, addr = %identity.advertise_addr, "capture starts");
-        let options = config.options.clone();
+        let (cluster, options) = (config.cluster.clone(), config.options.clone());
         let manners = Manners { credentials: credentials.clone(), ..Manners::default() };
-        nodes.push(Node::start_with(NodeConfig { identity, options, store: store.clone() }, manners, listener)?);
+        let node = NodeConfig { cluster, identity, options, store: store.clone() };
+        nodes.push(Node::start_with(node, manners, listener)?);
     }
     let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
     let (mut terminate, mut interrupt) = signals.map_err(|source| NodeError::Serve { addr: config.addr, source })?;

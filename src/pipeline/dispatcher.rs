@@ -72,7 +72,8 @@ pub(super) async fn run(job: Job, mirrors: Mirrors, events: mpsc::Sender<WorkEve
         Ok(()) => WorkEvent::Stopped { key, checkpoint_ts },
         Err(error) => {
             tracing::warn!(changefeed = %key.changefeed, dispatcher = %key.span, %error, "dispatcher failed");
-            WorkEvent::Failed { key, checkpoint_ts, error: error.to_string(), fatal: error.is_fatal() }
+            let (fatal, outranked_by) = (error.is_fatal(), error.outranked_by(key.writer_epoch));
+            WorkEvent::Failed { key, checkpoint_ts, error: error.to_string(), fatal, outranked_by }
         }
     };
     tell(&events, event).await;

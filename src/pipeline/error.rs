@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use capturedrain_core::model::{CommitTs, WriterEpoch};
+use capturedrain_core::model::{ChangefeedEpoch, CommitTs, WriterEpoch};
 
 /// Why rows do not flow.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -120,18 +120,32 @@ pub enum PipelineError {
     },
     /// Another writer has the range.
     #[error(
-        "sink {url} refuses writer {writer}: writer {by} was there; when no other changefeed has this sink, delete the \
-         keys below {fences} in it"
+        "sink {url} refuses writer {writer}: {later} was there; when no other changefeed has this sink, delete the keys \
+         below {fences} in it",
+        later = by.map_or_else(|| "a later one".to_owned(), |by| format!("writer {by}"))
     )]
     Fenced {
         /// The sink.
         url: String,
         /// Who was refused.
         writer: WriterEpoch,
-        /// Who was there, or what is there.
-        by: String,
+        /// Who was there, if that is known.
+        by: Option<WriterEpoch>,
         /// Where the fences are.
         fences: String,
+    },
+    /// The sink's folder has files of a writer that should not be there yet.
+    #[error(
+        "sink folder {path} has files of writer {by}, and {writer} is to write now: the store was restored from a backup, \
+         or another changefeed has this sink"
+    )]
+    Outranked {
+        /// Which.
+        path: PathBuf,
+        /// Who is to write.
+        writer: WriterEpoch,
+        /// Who has written.
+        by: WriterEpoch,
     },
     /// A sink's folder cannot be used at all.
     #[error("sink folder {path} cannot be used: {reason}; make it writable for capturedrain, or choose another")]
@@ -160,6 +174,7 @@ impl PipelineError {
             | Self::TlsFile { .. }
             | Self::SnapshotGone { .. }
             | Self::Fenced { .. }
+            | Self::Outranked { .. }
             | Self::SinkWrite { .. } => false,
             Self::SourceUrl { .. }
             | Self::SinkUrl { .. }
@@ -178,6 +193,16 @@ impl PipelineError {
         matches!(self, Self::Unreachable { .. } | Self::SinkUnreachable { .. } | Self::TlsFile { .. })
     }
 
+    /// The later placement whose writer the sink knows, if that is what keeps this one from writing.
+    pub(super) fn outranked_by(&self, writer: WriterEpoch) -> Option<ChangefeedEpoch> {
+        match self {
+            Self::Outranked { by, .. } | Self::Fenced { by: Some(by), .. } => {
+                (by.changefeed > writer.changefeed).then_some(by.changefeed)
+            }
+            _ => None,
+        }
+    }
+
     /// A stable word for error details, metrics and logs.
     pub fn category(&self) -> &'static str {
         match self {
@@ -189,7 +214,7 @@ impl PipelineError {
             | Self::Oversized { .. }
             | Self::SnapshotGone { .. } => "SOURCE_UNUSABLE",
             Self::SinkUnreachable { .. } => "SINK_UNREACHABLE",
-            Self::SinkUnusable { .. } | Self::Fenced { .. } => "SINK_UNUSABLE",
+            Self::SinkUnusable { .. } | Self::Fenced { .. } | Self::Outranked { .. } => "SINK_UNUSABLE",
             Self::SinkFolder { .. } | Self::SinkWrite { .. } | Self::TlsFile { .. } => "ENVIRONMENT",
         }
     }

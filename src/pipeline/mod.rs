@@ -88,6 +88,7 @@ impl Pipeline {
                         checkpoint_ts: start_ts,
                         error,
                         fatal: true,
+                        outranked_by: None,
                     });
                     self.dispatchers.insert(key, Running { stop: Some(stop), abort });
                 }

@@ -1,6 +1,6 @@
 //! Runs of a `CaptureDrain` from stage to stage, against clusters that are written down.
 
-use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, Refusal, WorkCount};
+use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, Refusal};
 use jiff::Timestamp;
 
 use super::{
@@ -82,7 +82,7 @@ fn round(drain: &mut CaptureDrain, observed: &Observed, outcome: &Outcome, secon
 }
 
 fn started() -> Outcome {
-    Outcome::Answered(Answer::Draining { epoch: DrainEpoch(7), current: WorkCount::default() })
+    Outcome::Answered(Answer::Draining { epoch: DrainEpoch(7), current: None })
 }
 
 fn condition<'a>(drain: &'a CaptureDrain, kind: &str) -> (&'a str, &'a str) {

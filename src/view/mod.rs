@@ -1,13 +1,21 @@
 //! What people and programs are shown, over HTTP and by `-o json`: `snake_case`, and `null` for what is not known.
 
+mod api;
+
 use std::collections::BTreeMap;
 
 use capturedrain_core::model::{
-    Blocker, CaptureStatus, ChangefeedState, ChangefeedStatus, DrainEnd, DrainOutcome, DrainStatus, Liveness, Snapshot,
-    UnixMillis, WorkCount,
+    Blocker, CaptureId, CaptureStatus, ChangefeedState, ChangefeedStatus, DrainEnd, DrainOutcome, DrainStatus,
+    Liveness, Snapshot, UnixMillis, WorkCount,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+pub use self::api::{
+    CaptureBrief, ChangefeedBody, ChangefeedError, ClusterCapture, Deleted, Empty, List, NewbornChangefeed, ResumeBody,
+    ServerStatus, TableCount, TaskStatus,
+};
 
 /// A moment as RFC 3339 has it.
 pub fn moment(at: UnixMillis) -> String {
@@ -16,7 +24,7 @@ pub fn moment(at: UnixMillis) -> String {
 }
 
 /// What holds a drain up.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BlockerView {
     /// `NoDestination`, `UnheardCapture` or `DeadlineHeld`.
     pub kind: String,
@@ -26,13 +34,13 @@ pub struct BlockerView {
 }
 
 /// The drain that is on, or that none is.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct DrainView {
     /// Whether one is.
     pub is_draining: bool,
     /// Its target.
     pub draining_capture_id: Option<String>,
-    /// Its number; without a drain the last one given out.
+    /// Its number. Without a drain that of the one which ended `Stopping`, or else the last one given out.
     pub drain_epoch: u64,
     /// `MovingMaintainers`, `MovingDispatchers` or `Proving`.
     pub phase: Option<String>,
@@ -65,7 +73,7 @@ pub struct DrainView {
 }
 
 /// How much work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct WorkView {
     /// Maintainers.
     pub maintainers: u64,
@@ -148,8 +156,20 @@ pub fn outcome_name(outcome: DrainOutcome) -> &'static str {
     }
 }
 
+/// The namespace that all changefeeds of a cluster are in.
+pub const NAMESPACE: &str = "default";
+
+/// The name that programs see, which is `TiCDC`'s.
+pub fn state_name(state: &ChangefeedState) -> &'static str {
+    match state {
+        ChangefeedState::Running => "normal",
+        ChangefeedState::Paused => "stopped",
+        ChangefeedState::Failed { .. } => "failed",
+    }
+}
+
 /// A registered capture.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CaptureView {
     /// Its name.
     pub id: String,
@@ -201,7 +221,7 @@ impl CaptureView {
 }
 
 /// A drain that has ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DrainEndView {
     /// Its number.
     pub drain_epoch: u64,
@@ -244,19 +264,27 @@ impl DrainEndView {
     }
 }
 
-/// A changefeed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A changefeed, in the shape of `TiCDC` and with what is known here besides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ChangefeedView {
     /// Its name.
     pub id: String,
-    /// `running`, `paused` or `failed`.
+    /// Always `default`: a cluster is one namespace.
+    pub namespace: String,
+    /// `normal`, `stopped` or `failed`.
     pub state: String,
     /// Why it failed.
-    pub error: Option<String>,
+    pub error: Option<ChangefeedError>,
+    /// Why some of it does not go on for the time being; left out when all does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
     /// What it replicates.
     pub source: String,
     /// Where to.
+    #[serde(rename = "sink_uri")]
     pub sink: String,
+    /// When it was created.
+    pub create_time: String,
     /// The commit timestamp after which it starts; 0: with a snapshot of what is there.
     pub start_ts: u64,
     /// A span with more keys than this is split; 0: never.
@@ -264,6 +292,13 @@ pub struct ChangefeedView {
     pub span_max_keys: u64,
     /// Everything up to here is in the sink; `null` while unknown.
     pub checkpoint_ts: Option<u64>,
+    /// The same; `TiCDC` calls it so in lists.
+    pub checkpoint_tso: Option<u64>,
+    /// The same again: what is resolved is flushed.
+    pub resolved_ts: Option<u64>,
+    /// When the source passed the checkpoint, `YYYY-MM-DD hh:mm:ss.mmm` in UTC; left out while unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_time: Option<String>,
     /// Now minus the moment at which the source passed the checkpoint; `null` while unknown.
     pub lag_ms: Option<u64>,
     /// The capture that has its maintainer.
@@ -272,40 +307,50 @@ pub struct ChangefeedView {
     pub changefeed_epoch: Option<u64>,
     /// Its dispatchers by capture.
     pub dispatchers: BTreeMap<String, u64>,
+    /// Which captures work on it. Spans have no table numbers, so these lists are empty; see `dispatchers`.
+    pub task_status: Vec<TaskStatus>,
 }
 
 impl ChangefeedView {
     /// A changefeed as the coordinator knows it.
     pub fn of(id: &str, status: &ChangefeedStatus, now: UnixMillis) -> Self {
-        let (state, error) = match &status.state {
-            ChangefeedState::Running => ("running", None),
-            ChangefeedState::Paused => ("paused", None),
-            ChangefeedState::Failed { error } => ("failed", Some(error.clone())),
+        let error = match &status.state {
+            ChangefeedState::Failed { error } => Some(ChangefeedError::of(error)),
+            ChangefeedState::Running | ChangefeedState::Paused => None,
         };
+        let checkpoint_at_ms = status.checkpoint_at_ms.filter(|at| *at > 0);
+        let task = |id: &CaptureId| TaskStatus { capture_id: id.to_string(), table_ids: Vec::new() };
         Self {
             id: id.to_owned(),
-            state: state.to_owned(),
+            namespace: NAMESPACE.to_owned(),
+            state: state_name(&status.state).to_owned(),
             error,
+            warning: status.warning.clone(),
+            create_time: moment(status.created_at_ms),
             source: status.config.source.to_string(),
             sink: status.config.sink.to_string(),
             start_ts: status.config.start_ts,
             span_max_keys: status.config.span_max_keys,
             checkpoint_ts: status.checkpoint_ts,
-            lag_ms: status.checkpoint_at_ms.filter(|at| *at > 0).map(|at| now.0.saturating_sub(at)),
+            checkpoint_tso: status.checkpoint_ts,
+            resolved_ts: status.checkpoint_ts,
+            checkpoint_time: checkpoint_at_ms.map(|at| api::ticdc_time(UnixMillis(at))),
+            lag_ms: checkpoint_at_ms.map(|at| now.0.saturating_sub(at)),
             maintainer: status.maintainer.as_ref().map(|(capture, ..)| capture.to_string()),
             changefeed_epoch: status.maintainer.as_ref().map(|(.., epoch)| epoch.0),
             dispatchers: status.dispatchers.iter().map(|(id, count)| (id.to_string(), *count)).collect(),
+            task_status: status.dispatchers.keys().map(task).collect(),
         }
     }
 }
 
 /// The answer to a request for a drain.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DrainAccepted {
-    /// Maintainers on the target.
-    pub current_maintainer_count: u64,
-    /// Dispatchers on the target.
-    pub current_dispatcher_count: u64,
+    /// Maintainers on the target; `null` while unknown.
+    pub current_maintainer_count: Option<u64>,
+    /// Dispatchers on the target; `null` while unknown.
+    pub current_dispatcher_count: Option<u64>,
     /// The drain's number; `null` for a dry run.
     pub drain_epoch: Option<u64>,
     /// Dry run: who would get the maintainers.
@@ -314,16 +359,20 @@ pub struct DrainAccepted {
 }
 
 /// The wish for a changefeed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NewChangefeed {
-    /// Its name.
+    /// Its name; left out: one is made up.
+    #[serde(rename = "changefeed_id", alias = "id", default)]
     pub id: String,
     /// What to replicate.
+    #[serde(default)]
+    #[schema(required)]
     pub source: String,
     /// Where to.
+    #[serde(rename = "sink_uri", alias = "sink", default)]
+    #[schema(required)]
     pub sink: String,
-    /// The commit timestamp after which it starts; left out: what the source suggests.
+    /// The commit timestamp after which it starts; left out or 0: what the source suggests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_ts: Option<u64>,
     /// A span with more keys than this is split; 0: never.
@@ -332,7 +381,7 @@ pub struct NewChangefeed {
 }
 
 /// A changefeed that was created.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreatedChangefeed {
     /// Its name.
     pub id: String,
@@ -343,14 +392,14 @@ pub struct CreatedChangefeed {
 }
 
 /// An error of the HTTP API.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorView {
     /// One sentence.
     pub error_msg: String,
     /// `CDC:Err…`
     pub error_code: String,
-    /// A stable word.
-    #[serde(default)]
+    /// A stable word, where there is one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
     /// The facts of the refusal.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -59,7 +59,7 @@ pub(super) fn encode_answer(answer: Answer) -> pb::DrainCaptureResponse {
     match answer {
         Answer::Draining { epoch, current } => pb::DrainCaptureResponse {
             drain_epoch: epoch.0,
-            current: Some(encode_work(current)),
+            current: current.map(encode_work),
             ..pb::DrainCaptureResponse::default()
         },
         Answer::Drained { epoch } => pb::DrainCaptureResponse {

@@ -359,8 +359,9 @@ fn encode_fate(fate: &DispatcherFate) -> pb::dispatcher_news::What {
             pb::dispatcher_news::What::Stopped(pb::Stopped { checkpoint_ts: *checkpoint_ts })
         }
         DispatcherFate::Refused => pb::dispatcher_news::What::Refused(pb::Refused {}),
-        DispatcherFate::Failed { error, fatal } => {
-            pb::dispatcher_news::What::Failed(pb::Failed { error: error.clone(), fatal: *fatal })
+        DispatcherFate::Failed { error, fatal, outranked_by } => {
+            let outranked_by = outranked_by.map(|epoch| epoch.0);
+            pb::dispatcher_news::What::Failed(pb::Failed { error: error.clone(), fatal: *fatal, outranked_by })
         }
     }
 }
@@ -373,7 +374,8 @@ fn decode_fate(fate: pb::dispatcher_news::What) -> DispatcherFate {
         pb::dispatcher_news::What::Stopped(stopped) => DispatcherFate::Stopped { checkpoint_ts: stopped.checkpoint_ts },
         pb::dispatcher_news::What::Refused(_) => DispatcherFate::Refused,
         pb::dispatcher_news::What::Failed(failed) => {
-            DispatcherFate::Failed { error: failed.error, fatal: failed.fatal }
+            let outranked_by = failed.outranked_by.map(ChangefeedEpoch);
+            DispatcherFate::Failed { error: failed.error, fatal: failed.fatal, outranked_by }
         }
     }
 }
@@ -458,6 +460,8 @@ mod tests {
             in_flight: 5,
             share: 6,
             error: Some("why".to_owned()),
+            warning: Some("slow".to_owned()),
+            outranked_by: Some(EPOCH),
         };
         let report = Report {
             sequence: 1,
@@ -488,7 +492,7 @@ mod tests {
             DispatcherFate::Stopped { checkpoint_ts: None },
             DispatcherFate::Stopped { checkpoint_ts: Some(0) },
             DispatcherFate::Refused,
-            DispatcherFate::Failed { error: "why".to_owned(), fatal: true },
+            DispatcherFate::Failed { error: "why".to_owned(), fatal: true, outranked_by: Some(EPOCH) },
         ];
         let news = fates.map(|what| DispatcherNews { span: SpanId(1), writer_epoch: WRITER, what });
         for status in [

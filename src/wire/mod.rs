@@ -61,7 +61,8 @@ pub fn router(door: Door) -> Router {
         Ok(reflection) => routes = routes.add_service(reflection),
         Err(error) => tracing::error!(%error, "no reflection: the descriptor cannot be read"),
     }
-    routes.into_axum_router()
+    // Whatever is no service at all is answered as HTTP has it, which gRPC's clients read, too.
+    routes.into_axum_router().reset_fallback()
 }
 
 /// The last cause of an error: what libraries tend to hide behind "transport error".

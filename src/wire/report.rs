@@ -70,6 +70,8 @@ fn encode_maintainer(report: &MaintainerReport) -> pb::MaintainerReport {
         in_flight: report.in_flight,
         share: report.share,
         error: report.error.clone(),
+        warning: report.warning.clone(),
+        outranked_by: report.outranked_by.map(|epoch| epoch.0),
     }
 }
 
@@ -94,5 +96,7 @@ fn decode_maintainer(report: pb::MaintainerReport) -> Result<MaintainerReport, M
         in_flight: report.in_flight,
         share: report.share,
         error: report.error,
+        warning: report.warning,
+        outranked_by: report.outranked_by.map(ChangefeedEpoch),
     })
 }

@@ -137,7 +137,8 @@ impl DataPath {
             if failing(rng, 1) {
                 ended.push(key.clone());
                 let (key, checkpoint_ts) = (key.clone(), dispatcher.written_ts);
-                events.push(WorkEvent::Failed { key, checkpoint_ts, error: "a bad day".into(), fatal: false });
+                let error = "a bad day".into();
+                events.push(WorkEvent::Failed { key, checkpoint_ts, error, fatal: false, outranked_by: None });
                 continue;
             }
             dispatcher.written_ts = dispatcher.written_ts.max(now_ts);

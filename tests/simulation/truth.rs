@@ -262,6 +262,15 @@ impl Truth {
         self.triggers.remove(id);
     }
 
+    /// The highest placement that ever wrote a changefeed's sink.
+    pub(crate) fn highest_writer(&self, changefeed: &ChangefeedId) -> ChangefeedEpoch {
+        let of = self.sink.iter().filter(|((id, _), _)| id == changefeed);
+        of.filter_map(|(_, writers)| writers.keys().next_back())
+            .map(|writer| writer.changefeed)
+            .max()
+            .unwrap_or_default()
+    }
+
     /// A maintainer reads its position, which is the first thing that it does.
     pub(crate) fn reads_position(
         &mut self,

@@ -16,7 +16,7 @@ use capturedrain_core::{
     mutant::{Mutant, Mutants},
     process::{Effect, Event, Lane, Process},
     store::{Key, LeaseId, Model, Op, Revision, Txn, TxnOutcome},
-    work::{DispatcherKey, WorkOrder},
+    work::{DispatcherKey, WorkEvent, WorkOrder},
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -548,6 +548,9 @@ impl World {
                     self.truth.stops_all(&id);
                 }
                 self.note(|| format!("{id} -> {}", crate::readable::work(&order)));
+                if self.outranked(who, &order) {
+                    return;
+                }
                 let now_ts = self.source_ts();
                 // What is paused, removed or ended leaves everywhere, without a maintainer that goes first.
                 let ended = |key: &DispatcherKey| {
@@ -575,6 +578,21 @@ impl World {
             }
             Effect::Halt(error) => panic!("halt: {error}"),
         }
+    }
+
+    /// The sink does not take a writer below one that was there: it fails at once.
+    fn outranked(&mut self, who: usize, order: &WorkOrder) -> bool {
+        let WorkOrder::StartDispatcher { key, start_ts, .. } = order else { return false };
+        let highest = self.truth.highest_writer(&key.changefeed);
+        if highest <= key.writer_epoch.changefeed {
+            return false;
+        }
+        let (key, checkpoint_ts) = (key.clone(), *start_ts);
+        let (error, outranked_by) = ("a later writer was there".into(), Some(highest));
+        let event = Event::Work(WorkEvent::Failed { key, checkpoint_ts, error, fatal: false, outranked_by });
+        let life = self.procs[who].life;
+        self.at(TICK, Happening::Tell { who, life, event });
+        true
     }
 
     /// A maintainer ends where it is placed: it is on the move.

@@ -62,6 +62,8 @@ pub(crate) struct Cluster {
     name: String,
     store: String,
     shutdown_timeout: String,
+    lease: &'static str,
+    more: Vec<String>,
     captures: BTreeMap<String, (u16, Child)>,
     options: Options,
 }
@@ -79,17 +81,24 @@ pub(crate) struct Options {
 
 impl Cluster {
     pub(crate) fn new(name: &str, store: &str) -> Self {
-        Self::with(name, store, Options::default())
+        Self::secured(name, store, Options::default())
     }
 
-    pub(crate) fn with(name: &str, store: &str, options: Options) -> Self {
+    pub(crate) fn secured(name: &str, store: &str, options: Options) -> Self {
         let (name, store, shutdown_timeout) = (name.to_owned(), store.to_owned(), "60s".to_owned());
-        Self { name, store, shutdown_timeout, captures: BTreeMap::new(), options }
+        Self { name, store, shutdown_timeout, lease: "3s", more: Vec::new(), captures: BTreeMap::new(), options }
     }
 
     /// How long SIGTERM waits, of captures that are started from now on.
     pub(crate) fn shutdown_timeout(&mut self, timeout: &str) {
         timeout.clone_into(&mut self.shutdown_timeout);
+    }
+
+    /// With another lease than 3 s, and more options for every server.
+    pub(crate) fn with(mut self, lease: &'static str, more: &[&str]) -> Self {
+        self.lease = lease;
+        self.more = more.iter().map(ToString::to_string).collect();
+        self
     }
 
     pub(crate) fn start(&mut self, id: &str) {
@@ -113,7 +122,8 @@ impl Cluster {
     fn spawn(&self, id: &str, port: u16, captures: u16) -> Child {
         Command::new(BINARY)
             .args(["server", "--cluster", &self.name, "--store", &self.store, "--id", id])
-            .args(["--addr", &format!("127.0.0.1:{port}"), "--lease", "3s", "--heartbeat", "300ms"])
+            .args(["--addr", &format!("127.0.0.1:{port}"), "--lease", self.lease, "--heartbeat", "300ms"])
+            .args(&self.more)
             .args(["--captures", &captures.to_string(), "--shutdown-timeout", &self.shutdown_timeout, "--log", "warn"])
             .args(&self.options.server)
             .stdout(Stdio::null())
@@ -121,6 +131,11 @@ impl Cluster {
             .kill_on_drop(true)
             .spawn()
             .unwrap()
+    }
+
+    /// Where a process listens; with several captures, the first of them.
+    pub(crate) fn url(&self, id: &str) -> String {
+        format!("http://127.0.0.1:{}", self.captures[id].0)
     }
 
     pub(crate) fn servers(&self) -> String {

@@ -32,6 +32,34 @@ use crate::{
 /// Most calls that wait for a decision; more are told to come again.
 const QUEUE_MAX: usize = 1024;
 
+/// What is said when the outcome of a write is known.
+#[derive(Debug, Default)]
+pub(crate) struct Promises {
+    answers: Vec<(RequestId, Answer)>,
+    lines: Vec<Line>,
+}
+
+impl Promises {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.answers.is_empty() && self.lines.is_empty()
+    }
+
+    /// What is said, now that it is.
+    pub(crate) fn settle(self, outcome: TxnOutcome) -> Vec<Output> {
+        let refusal = match outcome {
+            TxnOutcome::Committed(_) => None,
+            TxnOutcome::Refused(_) => Some("the cluster changed meanwhile; ask again"),
+            TxnOutcome::Unknown => Some("the store did not answer; ask again"),
+        };
+        let answer = |(id, answer)| {
+            let answer = refusal.map_or(Ok(answer), |why| Err(Refusal::NotReady(why.to_owned())));
+            Output::Answer { id, answer }
+        };
+        let lines = self.lines.into_iter().filter(|_| refusal.is_none()).map(Output::Log);
+        lines.chain(self.answers.into_iter().map(answer)).collect()
+    }
+}
+
 /// What the coordinator wants done.
 #[derive(Debug)]
 pub(crate) enum Output {
@@ -110,6 +138,8 @@ pub(crate) struct Coordinator {
     /// What is answered, and told to people, when the write under way has taken effect.
     promised: Vec<(RequestId, Answer)>,
     announced: Vec<Line>,
+    /// What is answered when the view shows the write that has: who asks next is to see what was done for this one.
+    persisted: Vec<(RequestId, Answer)>,
     queue: VecDeque<(RequestId, Request)>,
     peers: BTreeMap<CaptureId, Peer>,
     state: DrainState,
@@ -139,6 +169,7 @@ impl Coordinator {
             lane: WriteLane::default(),
             promised: Vec::new(),
             announced: Vec::new(),
+            persisted: Vec::new(),
             queue: VecDeque::new(),
             peers: BTreeMap::new(),
             state: DrainState { stamp: Stamp { term, version: 0 }, ..DrainState::default() },
@@ -184,18 +215,12 @@ impl Coordinator {
 
     /// Takes the outcome of its write.
     pub(crate) fn written(&mut self, outcome: TxnOutcome) {
-        let announced = std::mem::take(&mut self.announced);
-        if matches!(outcome, TxnOutcome::Committed(_)) {
-            self.outputs.extend(announced.into_iter().map(Output::Log));
-        }
-        let promised = std::mem::take(&mut self.promised);
-        for (id, answer) in promised {
-            let answer = match outcome {
-                TxnOutcome::Committed(_) => Ok(answer),
-                TxnOutcome::Refused(_) => Err(Refusal::NotReady("the cluster changed meanwhile; ask again".to_owned())),
-                TxnOutcome::Unknown => Err(Refusal::NotReady("the store did not answer; ask again".to_owned())),
-            };
-            self.outputs.push(Output::Answer { id, answer });
+        let promises = self.take_promises();
+        if let TxnOutcome::Committed(_) = outcome {
+            self.outputs.extend(promises.lines.into_iter().map(Output::Log));
+            self.persisted.extend(promises.answers);
+        } else {
+            self.outputs.extend(promises.settle(outcome));
         }
         if self.lane.ended(outcome) {
             self.outputs.push(Output::Load);
@@ -207,16 +232,25 @@ impl Coordinator {
         self.lane.reloaded();
     }
 
-    /// Its time in office is over: the calls that wait are told.
-    pub(crate) fn step_down(mut self) -> Vec<Output> {
-        let waiting: Vec<_> =
-            self.queue.drain(..).map(|(id, _)| id).chain(self.promised.drain(..).map(|(id, _)| id)).collect();
-        for id in waiting {
+    /// Its time in office is over: the calls that wait are told. What is left is promised for the write under way.
+    pub(crate) fn step_down(mut self) -> (Vec<Output>, Promises) {
+        for (id, _) in std::mem::take(&mut self.queue) {
             let answer = Err(Refusal::NotCoordinator { coordinator: None });
             self.outputs.push(Output::Answer { id, answer });
         }
+        self.answer_persisted();
         self.outputs.push(Output::Log(Line::info("coordinator leaves office").of(&self.me.capture)));
-        self.outputs
+        let promises = self.take_promises();
+        (self.outputs, promises)
+    }
+
+    fn take_promises(&mut self) -> Promises {
+        Promises { answers: std::mem::take(&mut self.promised), lines: std::mem::take(&mut self.announced) }
+    }
+
+    fn answer_persisted(&mut self) {
+        let answers = std::mem::take(&mut self.persisted).into_iter();
+        self.outputs.extend(answers.map(|(id, answer)| Output::Answer { id, answer: Ok(answer) }));
     }
 
     /// When [`Coordinator::advance`] is due.
@@ -242,6 +276,7 @@ impl Coordinator {
         }
         self.follow_progress(view, now);
         if self.lane.is_free(view) {
+            self.answer_persisted();
             self.decide(view, now);
         }
         std::mem::take(&mut self.outputs)

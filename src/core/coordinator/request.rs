@@ -84,8 +84,8 @@ impl Coordinator {
         if !self.has_peer(view, &request.capture, now) {
             return Err(Refusal::NoPeers(request.capture));
         }
-        let current = self.current_work(view, &request.capture);
         if request.dry_run {
+            let current = self.current_work(view, &request.capture).unwrap_or_default();
             let destinations = self.destinations(view).into_iter().map(|who| who.capture);
             let destinations = destinations.filter(|id| *id != request.capture).collect();
             return Ok(Decision::Answer(Answer::DryRun { current, destinations }));
@@ -135,7 +135,7 @@ impl Coordinator {
             requesters: vec![request.requester],
             reason: request.reason,
             started_at_ms: now.wall,
-            initial: current,
+            initial: current.unwrap_or_default(),
             deadline_ms: request.deadline_ms,
             on_deadline: request.on_deadline,
             no_peers_policy: request.no_peers_policy,

@@ -79,13 +79,15 @@ impl Coordinator {
             if draft.room() < 2 {
                 break;
             }
-            if !matches!(self.standing(view, feed), Standing::Unplaced) {
-                continue;
-            }
+            let above = match self.standing(view, feed) {
+                Standing::Unplaced => ChangefeedEpoch::default(),
+                Standing::Running(_, m) if m.outranked_by >= Some(m.epoch) => m.outranked_by.unwrap_or_default(),
+                _ => continue,
+            };
             let Some(host) = self.choose(view, &destinations, &loads) else { break };
             *loads.entry(host.capture.clone()).or_default() += 1;
-            let placement =
-                Placement { version: VALUE_VERSION, host: host.clone(), epoch: self.next_placement(view, feed) };
+            let epoch = self.next_placement(view, feed).max(above.next());
+            let placement = Placement { version: VALUE_VERSION, host: host.clone(), epoch };
             draft = draft
                 .put(view, &KeyName::ChangefeedPlace(feed.clone()), &placement)
                 .require_same(view, &KeyName::ChangefeedInfo(feed.clone()))

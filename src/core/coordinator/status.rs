@@ -97,6 +97,8 @@ impl Coordinator {
             let status = ChangefeedStatus {
                 config: info.value.config.clone(),
                 state: info.value.state.clone(),
+                warning: report.and_then(|m| m.warning.clone()),
+                created_at_ms: info.value.created_at_ms,
                 maintainer: running.map(|(host, m)| (host.capture.clone(), host.node_epoch, m.epoch)),
                 checkpoint_ts: report.filter(|m| m.dispatchers.is_some()).map(|m| m.checkpoint_ts),
                 checkpoint_at_ms: report.map(|m| m.checkpoint_at_ms).filter(|at| *at > 0),
@@ -107,14 +109,11 @@ impl Coordinator {
         view.infos.iter().map(status).collect()
     }
 
-    /// How much work a capture has, as far as placements and maintainers tell.
-    pub(super) fn current_work(&self, view: &View, id: &CaptureId) -> WorkCount {
+    /// How much work a capture has, as far as placements and its own report tell; `None` before its first report.
+    pub(super) fn current_work(&self, view: &View, id: &CaptureId) -> Option<WorkCount> {
         let target = view.incarnation(id);
         let placed = view.places.values().filter(|place| Some(&place.value.host) == target.as_ref()).count();
         let (_, inventory) = self.work_of(id, Now::default());
-        WorkCount {
-            maintainers: (placed as u64).max(inventory.map_or(0, |work| work.maintainers)),
-            dispatchers: inventory.map_or(0, |work| work.dispatchers),
-        }
+        inventory.map(|work| WorkCount { maintainers: work.maintainers.max(placed as u64), ..work })
     }
 }

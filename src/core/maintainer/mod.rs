@@ -130,6 +130,10 @@ pub struct Maintainer {
     checkpoint_at_ms: u64,
     persisted: Persisted,
     error: Option<String>,
+    /// The last failure that was not the end, until everything works again.
+    warning: Option<String>,
+    /// The highest later placement that sinks know a writer of.
+    outranked_by: Option<ChangefeedEpoch>,
     orders: BTreeMap<Incarnation, Orders>,
     outputs: Vec<Output>,
     now: Instant,
@@ -172,6 +176,8 @@ impl Maintainer {
             checkpoint_at_ms: 0,
             persisted: Persisted::Reading { next: Instant::default() },
             error: None,
+            warning: None,
+            outranked_by: None,
             orders: BTreeMap::new(),
             outputs: Vec::new(),
             now: Instant::default(),
@@ -234,6 +240,8 @@ impl Maintainer {
             in_flight: u32::try_from(self.spans.moving()).unwrap_or(u32::MAX),
             share: self.share,
             error: self.error.clone(),
+            warning: self.warning.clone(),
+            outranked_by: self.outranked_by,
         }
     }
 
@@ -313,11 +321,14 @@ impl Maintainer {
                 let attempt = planned.attempt;
                 self.back_off(planned, attempt);
             }
-            DispatcherFate::Failed { error, fatal } => {
+            DispatcherFate::Failed { error, fatal, outranked_by } => {
                 planned.failures += 1;
                 let failures = planned.failures;
+                self.outranked_by = self.outranked_by.max(outranked_by);
                 if fatal || failures > FAILURES_MAX {
                     self.error = Some(error);
+                } else {
+                    self.warning = Some(error);
                 }
                 match &planned.stage {
                     Stage::Stopping { .. } => self.take_stopped(planned),
@@ -398,6 +409,9 @@ impl Maintainer {
             self.move_away();
             self.spread();
             self.place_queued();
+            if self.spans.all_work() {
+                self.warning = None;
+            }
             self.raise_checkpoint();
         }
         self.persist();

@@ -210,6 +210,10 @@ pub struct MaintainerReport {
     pub share: u32,
     /// Why it cannot go on, in one sentence.
     pub error: Option<String>,
+    /// Why some of it does not go on for the time being.
+    pub warning: Option<String>,
+    /// Sinks know a writer of this later placement, so this one cannot write: it has to be placed above that.
+    pub outranked_by: Option<ChangefeedEpoch>,
 }
 
 /// What a maintainer wants of a host of dispatchers.
@@ -310,5 +314,7 @@ pub enum DispatcherFate {
         error: String,
         /// Whether the changefeed has to fail; else it may be created anew.
         fatal: bool,
+        /// The sink knows a writer of this later placement.
+        outranked_by: Option<ChangefeedEpoch>,
     },
 }

@@ -170,8 +170,8 @@ pub enum Answer {
     Draining {
         /// Its number.
         epoch: DrainEpoch,
-        /// What is left on the target, as far as is known.
-        current: WorkCount,
+        /// What the target last said that it has; `None` while it has not said anything.
+        current: Option<WorkCount>,
     },
     /// The target is `Stopping`: proven empty under this epoch.
     Drained {

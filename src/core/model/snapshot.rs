@@ -116,6 +116,10 @@ pub struct ChangefeedStatus {
     pub config: Arc<ChangefeedConfig>,
     /// Whether it runs.
     pub state: ChangefeedState,
+    /// Why some of it does not go on for the time being.
+    pub warning: Option<String>,
+    /// When it was created.
+    pub created_at_ms: UnixMillis,
     /// Where its maintainer is.
     pub maintainer: Option<(CaptureId, NodeEpoch, ChangefeedEpoch)>,
     /// How far it is, as its maintainer last said.

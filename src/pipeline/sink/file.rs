@@ -96,8 +96,9 @@ impl FileSink {
     ) -> Result<Self, PipelineError> {
         let table = sink.join(folder(&span.table));
         let path = table.join(file_name(key.span, key.writer_epoch, start_ts));
-        let (line, created) = (SpanLine::of(span), path.clone());
-        let file = end(&path, &mut begin(move || create(&table, &created, &line))).await?;
+        let (line, created, writer) = (SpanLine::of(span), path.clone(), key.writer_epoch);
+        let opening = move || outranked(&table, writer).and_then(|()| create(&table, &created, &line));
+        let file = end(&path, &mut begin(opening)).await?;
         let (taken_ts, safe_ts) = (start_ts, start_ts);
         Ok(Self { path, file: Arc::new(file), waiting: Vec::new(), taken_ts, safe_ts, writing: None })
     }
@@ -139,6 +140,16 @@ impl FileSink {
             None => self.taken_ts,
         };
         Ok(self.safe_ts)
+    }
+}
+
+/// Refuses to write below the files of a later placement: readers would leave out what is written.
+fn outranked(table: &Path, writer: WriterEpoch) -> Result<(), PipelineError> {
+    let Ok(files) = fs::read_dir(table) else { return Ok(()) };
+    let there = files.filter_map(|file| parse_file_name(&file.ok()?.file_name().to_string_lossy()));
+    match there.map(|(_, there, _)| there).filter(|there| there.changefeed > writer.changefeed).max() {
+        Some(by) => Err(PipelineError::Outranked { path: table.to_owned(), writer, by }),
+        None => Ok(()),
     }
 }
 
@@ -198,6 +209,8 @@ pub(super) async fn tables(sink: &Path) -> Result<BTreeSet<Vec<u8>>, PipelineErr
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
     use super::*;
 
     #[test]
@@ -220,5 +233,15 @@ mod tests {
         for errno in [24, 23, 5, 28, 122, 12, 116, 4] {
             assert!(!fatal(errno), "{}", io::Error::from_raw_os_error(errno));
         }
+    }
+
+    #[test]
+    fn a_writer_below_one_that_was_there_is_refused_and_told_by_whom() {
+        let folder = tempfile::tempdir().unwrap();
+        let writer = |changefeed, counter| WriterEpoch { changefeed: ChangefeedEpoch(changefeed), counter };
+        fs::write(folder.path().join(file_name(SpanId(1), writer(12, 3), 77)), "").unwrap();
+        assert_eq!(outranked(folder.path(), writer(12, 1)), Ok(()), "of the same maintainer");
+        let error = outranked(folder.path(), writer(11, 9)).unwrap_err();
+        assert_eq!((error.outranked_by(writer(11, 9)), error.is_fatal()), (Some(ChangefeedEpoch(12)), false));
     }
 }

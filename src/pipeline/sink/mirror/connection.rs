@@ -150,7 +150,7 @@ impl Connection {
         PipelineError::SinkUnusable { url: self.url.url.clone(), reason }
     }
 
-    fn fenced(&self, writer: WriterEpoch, by: String) -> PipelineError {
+    fn fenced(&self, writer: WriterEpoch, by: Option<WriterEpoch>) -> PipelineError {
         PipelineError::Fenced { url: self.url.url.clone(), writer, by, fences: fences_of(&self.url.prefix) }
     }
 
@@ -173,7 +173,7 @@ impl Connection {
                     let key = fences.key(job.span.id());
                     return Ok(Held { key, fence, revision });
                 }
-                Raise::Refused(by) => return Err(self.fenced(writer, by.to_string())),
+                Raise::Refused(by) => return Err(self.fenced(writer, Some(by))),
                 Raise::Write(groups) => groups,
             };
             let mut ops = vec![TxnOp::put(fences.turn_key(), writer.to_string(), None)];
@@ -243,11 +243,10 @@ impl Connection {
             // It was carried out, and only the answer was lost.
             Some((there, revision)) if there == value => Ok(Held { key: held.key, fence, revision }),
             Some((there, _)) => {
-                let by =
-                    Fence::decode(&there).map_or_else(|| "another one".to_owned(), |there| there.writer.to_string());
+                let by = Fence::decode(&there).map(|there| there.writer);
                 Err(self.fenced(held.fence.writer, by))
             }
-            None => Err(self.fenced(held.fence.writer, "of a later span".to_owned())),
+            None => Err(self.fenced(held.fence.writer, None)),
         }
     }
 }
