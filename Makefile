@@ -7,11 +7,13 @@ SHELL := bash
 # SEED replays one run of the simulation and prints what happened in it; SEEDS runs that many.
 SEED ?=
 SEEDS ?=
+# Seconds a fuzz target.
+FUZZ ?= 5
 # ARGS are options of the demo.
 ARGS ?=
 SIMULATION := cargo test -p capturedrain-core --features mutants --test simulation
 
-.PHONY: help demo tools build check test simulate size crd openapi fmt clean
+.PHONY: help demo tools build check test simulate size fuzz crd openapi fmt clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -21,9 +23,10 @@ demo: ## the tour: a cluster in this process, captures leave in three ways, the 
 	@cargo build --quiet
 	@target/debug/capturedrain demo $(ARGS)
 
-tools: ## install what building and testing need, where it is missing: protoc and etcd
+tools: ## install what building and testing need, where it is missing: protoc, etcd and promtool
 	@tools/install protobuf
 	@tools/install etcd >/dev/null
+	@tools/install promtool >/dev/null
 
 build: ## build everything for development
 	@tools/install protobuf
@@ -39,7 +42,8 @@ check: ## what has to pass before a commit: format, lints, layers, licences, lin
 
 test: ## all tests, on a real etcd, and the simulation with its mutants
 	@tools/install protobuf
-	etcd=$$(tools/install etcd) && CAPTUREDRAIN_ETCD=$$etcd cargo test --workspace
+	etcd=$$(tools/install etcd) && promtool=$$(tools/install promtool) && \
+		CAPTUREDRAIN_ETCD=$$etcd CAPTUREDRAIN_PROMTOOL=$$promtool cargo test --workspace
 	$(SIMULATION)
 
 simulate: ## more of the simulation: SEEDS=1000 runs that many, SEED=42 replays one with its log
@@ -47,6 +51,10 @@ simulate: ## more of the simulation: SEEDS=1000 runs that many, SEED=42 replays 
 
 size: ## what a million dispatchers cost: time, slowest event, memory
 	cargo test --release -p capturedrain-core --features mutants --test simulation -- --ignored --nocapture a_million
+
+fuzz: ## feed the decoders of what comes from outside with anything; FUZZ=60 does it for 60 s each
+	@tools/install protobuf
+	@tools/fuzz $(FUZZ)
 
 crd: ## write crds/capturedrain.yaml anew, from the type
 	cargo run --quiet -- crd > crds/capturedrain.yaml.new && mv crds/capturedrain.yaml.new crds/capturedrain.yaml

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use capturedrain_core::model::{Answer, CaptureId, Envelope, NodeEpoch, Refusal, Request, Snapshot};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::metrics::Metrics;
+
 /// A call that a door hands over.
 #[derive(Debug)]
 pub enum Call {
@@ -37,6 +39,8 @@ pub struct Door {
     pub calls: mpsc::Sender<Call>,
     /// What the capture knows, replaced whole on each change.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// What it counts and measures.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Door {

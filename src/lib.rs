@@ -7,6 +7,7 @@ pub mod demo;
 pub mod door;
 pub mod http;
 pub mod listener;
+pub mod metrics;
 pub mod node;
 pub mod pipeline;
 pub mod reconcile;

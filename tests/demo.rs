@@ -14,7 +14,7 @@ use std::{
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_mins(2);
-const SMALL: [&str; 4] = ["--changefeeds", "3", "--tables", "12"];
+const SMALL: [&str; 4] = ["--changefeeds", "6", "--tables", "120"];
 
 /// A demo that runs, ended when this goes.
 struct Demo(Child);

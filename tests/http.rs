@@ -37,7 +37,7 @@ impl Local {
     async fn start(captures: u16) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = format!("embedded:{}", folder.path().join("store.redb").display());
-        let mut cluster = Cluster::new("shop", &store).with("3s", &["--pod-uid", POD_UID]);
+        let mut cluster = Cluster::new("shop", &store).with_lease("3s", &["--pod-uid", POD_UID]);
         cluster.start_several("capture", captures);
         cluster.wait_for_captures(usize::from(captures)).await;
         let first: url::Url = cluster.url("capture").parse().unwrap();
@@ -117,6 +117,7 @@ async fn who_is_there(calls: &Calls, local: &Local) {
             assert_eq!(calls.get(url, path).await.status, 200, "{path}");
         }
         assert_eq!(calls.get(url, "/readyz").await.status, 200);
+        assert_eq!(calls.get(url, "/metrics").await.status, 200);
         assert_eq!(calls.get(url, "/api/openapi.json").await.json["info"]["title"], "capturedrain");
     }
 }
@@ -396,7 +397,7 @@ async fn alone(calls: &Calls) {
 /// Three captures as processes on an etcd, with a changefeed, and a lease that outlives a short stop.
 async fn on_etcd(name: &str) -> (etcd::Etcd, Cluster, Calls) {
     let etcd = etcd::Etcd::start().await;
-    let mut cluster = Cluster::new(name, &etcd.url()).with("8s", &[]);
+    let mut cluster = Cluster::new(name, &etcd.url()).with_lease("8s", &[]);
     for id in ["a", "b", "c"] {
         cluster.start(id);
     }

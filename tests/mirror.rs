@@ -14,7 +14,13 @@ mod processes;
 #[path = "support/proxy.rs"]
 mod proxy;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
 
 use capturedrain::{
     pipeline::{PipelineError, probe},
@@ -25,10 +31,11 @@ use capturedrain_core::{
     work::WorkEvent,
 };
 use etcd::Etcd;
-use etcd_client::{Client, EventType, GetOptions, WatchOptions};
+use etcd_client::{Certificate, Client, ConnectOptions, EventType, GetOptions, Identity, TlsOptions, WatchOptions};
 use feed::{Feed, delete, put, table};
 use processes::{Cluster, Writer};
 use proxy::Proxy;
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tokio::{sync::oneshot, task::JoinHandle, time};
 
 /// Two etcds, a feed from one into the other, and clients of both.
@@ -294,6 +301,94 @@ async fn a_row_that_the_mirror_does_not_take_fails_with_its_sentence() {
     pair.feed.start(&table("/shop/", "t"), 1, start - 1);
     let (error, fatal) = pair.feed.failure().await;
     assert!(fatal && error.contains("--max-request-bytes"), "{error}");
+}
+
+/// An etcd that speaks TLS and asks for certificates, with the folder of the files.
+struct SecretEtcd {
+    folder: tempfile::TempDir,
+    port: u16,
+    process: Child,
+}
+
+impl Drop for SecretEtcd {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl SecretEtcd {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name).display().to_string();
+        let ca_key = KeyPair::generate().unwrap();
+        let mut ca = CertificateParams::new(vec![]).unwrap();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        fs::write(file("ca.pem"), ca.self_signed(&ca_key).unwrap().pem()).unwrap();
+        let issuer = Issuer::new(ca, ca_key);
+        for name in ["server", "client"] {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+            fs::write(file(&format!("{name}.pem")), params.signed_by(&key, &issuer).unwrap().pem()).unwrap();
+            fs::write(file(&format!("{name}.key")), key.serialize_pem()).unwrap();
+        }
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (port, peer) = (free(), format!("http://127.0.0.1:{}", free()));
+        let client = format!("https://127.0.0.1:{port}");
+        let process = Command::new(env::var("CAPTUREDRAIN_ETCD").unwrap_or_else(|_| "etcd".to_owned()))
+            .args(["--data-dir", &file("data"), "--log-level", "error"])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("default={peer}"), "--client-cert-auth"])
+            .args(["--cert-file", &file("server.pem"), "--key-file", &file("server.key")])
+            .args(["--trusted-ca-file", &file("ca.pem")])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { folder, port, process }
+    }
+
+    fn url(&self, prefix: &str, cert: &str) -> String {
+        let folder = self.folder.path().display();
+        let Self { port, .. } = self;
+        format!("etcd://127.0.0.1:{port}{prefix}?ca={folder}/ca.pem&cert={folder}/{cert}.pem&key={folder}/client.key")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sources_and_mirrors_speak_tls() {
+    let etcd = SecretEtcd::start();
+    let config = |sink: &str| ChangefeedConfig {
+        source: etcd.url("/shop/", "client").into(),
+        sink: sink.into(),
+        start_ts: 0,
+        span_max_keys: 0,
+    };
+    let sink = etcd.url("/copy/", "client");
+    processes::wait_for(Duration::from_secs(30), "etcd", || async { probe(&config(&sink), None).await.ok() }).await;
+    for (bad, what) in [
+        (format!("etcd://127.0.0.1:{}/copy/", etcd.port), "does not answer"),
+        (etcd.url("/copy/", "nobody"), "nobody.pem cannot be used"),
+        (etcd.url("/copy/", "data/member/snap/db"), "cannot be used"),
+    ] {
+        let sentence = probe(&config(&bad), None).await.expect_err(what).to_string();
+        assert!(sentence.contains(what) && !sentence.contains("BEGIN"), "{sentence}");
+    }
+    // The data goes the same way.
+    let pem = |name: &str| fs::read(etcd.folder.path().join(name)).unwrap();
+    let tls = TlsOptions::new()
+        .ca_certificate(Certificate::from_pem(pem("ca.pem")))
+        .identity(Identity::from_pem(pem("client.pem"), pem("client.key")));
+    let address = format!("https://127.0.0.1:{}", etcd.port);
+    let mut client = Client::connect([address], Some(ConnectOptions::new().with_tls(tls))).await.unwrap();
+    let end = put(&mut client, "/shop/t/1", "secret").await;
+    let mut feed = Feed::new(&etcd.url("/shop/", "client"), &sink);
+    let key = feed.start(&table("/shop/", "t"), 1, 0);
+    feed.reaches(&key, end).await;
+    let proof = verify::against_mirror(&feed.config.source, &sink).await.unwrap();
+    assert!(proof.is_good(), "{proof}");
 }
 
 /// Every value of every key of a range, in the order in which watchers see them.

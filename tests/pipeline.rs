@@ -285,6 +285,18 @@ async fn a_transaction_larger_than_a_message_comes_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_does_not_answer_does_not_stop_a_source_that_has_others() {
+    let etcd = Etcd::start().await;
+    let mut client = Client::connect([etcd.client_url()], None).await.unwrap();
+    let start = put(&mut client, "/elsewhere", "x").await;
+    let source = format!("etcd://127.0.0.1:1,127.0.0.1:{}/shop/", etcd.client_port());
+    let mut feed = Feed::new(&source, "blackhole://");
+    let key = feed.start(&table("/shop/", "t"), 1, start);
+    let end = put(&mut client, "/shop/t/1", "x").await;
+    feed.reaches(&key, end).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_span_is_split_in_its_middle_however_many_keys_it_has() {
     let etcd = Etcd::start().await;
     let mut client = Client::connect([etcd.client_url()], None).await.unwrap();

@@ -25,10 +25,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("verify", &["pipeline"]),
     // What people are shown.
     ("view", &[]),
+    ("metrics", &["clock", "view"]),
     // Doors speak to a capture through `door`, never to the process behind it.
-    ("door", &[]),
+    ("door", &["metrics"]),
     ("wire", &["door", "tls"]),
-    ("http", &["clock", "door", "tls", "view", "wire"]),
+    ("http", &["clock", "door", "metrics", "tls", "view", "wire"]),
     // In front of both doors: who may come in.
     ("listener", &["http", "tls", "view", "wire"]),
     ("client", &["tls", "view", "wire"]),
@@ -36,7 +37,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("resource", &["view"]),
     ("reconcile", &["client", "clock", "resource", "view"]),
     // The process that wires all of it.
-    ("node", &["client", "clock", "store", "pipeline", "door", "wire", "http", "listener", "tls"]),
+    ("node", &["client", "clock", "store", "pipeline", "metrics", "door", "wire", "http", "listener", "tls"]),
     // What people start.
     ("demo", &["client", "clock", "door", "node", "pipeline", "reconcile", "resource", "store", "verify", "view"]),
     ("cli", &["client", "clock", "demo", "http", "node", "reconcile", "resource", "store", "tls", "view"]),

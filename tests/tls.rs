@@ -55,7 +55,7 @@ impl Fort {
         let anna = authority.issue(folder.path(), "anna", &Subject::new("anna", "client"));
         let options = Options { server: server.options("tls"), client: anna.options("tls"), secure: true };
         let store = format!("embedded:{}", folder.path().join("store.redb").display());
-        let mut cluster = Cluster::secured("fort", &store, options);
+        let mut cluster = Cluster::with("fort", &store, options);
         cluster.start_several("capture", 3);
         cluster.wait_for_captures(3).await;
         Self { folder, authority, server, anna, cluster }
@@ -128,7 +128,7 @@ async fn captures_with_mutual_tls_on_an_etcd_with_tls_drain_each_other_and_thems
         client: anna.options("tls"),
         secure: true,
     };
-    let mut cluster = Cluster::secured("tls", &etcd.url(), options);
+    let mut cluster = Cluster::with("tls", &etcd.url(), options);
     for id in ["a", "b", "c"] {
         cluster.start(id);
     }

@@ -16,7 +16,9 @@ use super::{
     exit::{Exit, Failure},
     say,
 };
-use crate::demo::{CAPTURES_MIN, DemoConfig, DemoError, News, Outcome, RATE_MAX, TABLES_MAX, demo, report, screen};
+use crate::demo::{
+    CAPTURES_MIN, CHANGEFEEDS_MAX, DemoConfig, DemoError, News, Outcome, RATE_MAX, TABLES_MAX, demo, report, screen,
+};
 
 /// Show what a capture's leaving costs: drained, by SIGTERM, by a kill
 ///
@@ -29,7 +31,7 @@ pub(super) struct DemoArgs {
     #[arg(long, env = "CAPTUREDRAIN_DEMO_CAPTURES", default_value_t = CAPTURES_MIN, value_parser = clap::value_parser!(u16).range(i64::from(CAPTURES_MIN)..=9))]
     captures: u16,
     /// How many changefeeds
-    #[arg(long, env = "CAPTUREDRAIN_DEMO_CHANGEFEEDS", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=200))]
+    #[arg(long, env = "CAPTUREDRAIN_DEMO_CHANGEFEEDS", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=i64::from(CHANGEFEEDS_MAX)))]
     changefeeds: u16,
     /// Tables of all changefeeds together, at least one each
     #[arg(long, env = "CAPTUREDRAIN_DEMO_TABLES", default_value_t = 300, value_parser = clap::value_parser!(u16).range(1..=i64::from(TABLES_MAX)))]

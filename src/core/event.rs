@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     log::Line,
+    measure::Measurement,
     model::{
         Answer, ChangefeedEpoch, ChangefeedId, Envelope, Instant, Position, Refusal, Request, RequestId, Term,
         ValueError,
@@ -137,6 +138,8 @@ pub enum Effect {
     },
     /// Tell people.
     Log(Line),
+    /// Add it up.
+    Measured(Measurement),
     /// The store holds something that this build cannot read: the process has to end, and say so.
     Halt(ValueError),
 }

@@ -8,6 +8,7 @@ mod event;
 mod host;
 pub mod log;
 pub mod maintainer;
+pub mod measure;
 pub mod model;
 pub mod mutant;
 pub mod process;

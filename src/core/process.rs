@@ -11,6 +11,7 @@ use crate::{
     host::{Host, HostOutput},
     log::Line,
     maintainer::{Input, Maintainer, Output as MaintainerOutput},
+    measure::Ends,
     model::{
         Answer, Body, CaptureId, CaptureStatus, ChangefeedEpoch, ChangefeedId, Command, DispatcherFate, Envelope,
         Heartbeat, Incarnation, Instant, Liveness, MaintainerPhase, Now, Options, Refusal, Registration, Request,
@@ -46,6 +47,7 @@ pub struct Process {
     latest: Option<Box<Heartbeat>>,
     /// What was last told at once.
     told: Urgent,
+    ends: Ends,
     next_flush: Instant,
     local: VecDeque<Envelope>,
     effects: Vec<Effect>,
@@ -72,6 +74,7 @@ impl Process {
             heard: None,
             latest: None,
             told: Urgent::default(),
+            ends: Ends::default(),
             next_flush: Instant::default(),
             local: VecDeque::new(),
             effects: Vec::new(),
@@ -216,6 +219,7 @@ impl Process {
         self.carry_out_agent(outputs);
         self.follow_membership();
         self.follow_office();
+        self.measure_ends();
         if let (Some(coordinator), Some(view)) = (&mut self.coordinator, &self.view) {
             let outputs = coordinator.advance(view, self.now);
             self.carry_out_coordinator(outputs);
@@ -256,6 +260,14 @@ impl Process {
         }
         self.coordinator =
             office.map(|(me, term)| Coordinator::new(me, term, self.options.clone(), self.mutants, self.now));
+    }
+
+    fn measure_ends(&mut self) {
+        let Some(view) = &self.view else { return };
+        let me = self.agent.me();
+        let office = self.coordinator.as_ref().zip(me.as_ref()).and_then(|(_, me)| view.in_office_since(me));
+        let ended = self.ends.new_ones(view, me.as_ref(), office);
+        self.effects.extend(ended.into_iter().map(Effect::Measured));
     }
 
     fn wake_maintainers(&mut self) {
@@ -486,6 +498,7 @@ impl Process {
                 CoordinatorOutput::Load => self.effects.push(Effect::Load),
                 CoordinatorOutput::Answer { id, answer } => self.effects.push(Effect::Answer { id, answer }),
                 CoordinatorOutput::Log(line) => self.effects.push(Effect::Log(line)),
+                CoordinatorOutput::Measured(measured) => self.effects.push(Effect::Measured(measured)),
                 CoordinatorOutput::Resigned => self.agent.resign(self.now),
             }
         }
@@ -531,6 +544,7 @@ impl Process {
                 MaintainerOutput::Write(txn) => {
                     self.effects.push(Effect::Write { lane: Lane::Maintainer(changefeed, epoch), txn });
                 }
+                MaintainerOutput::Measured(measured) => self.effects.push(Effect::Measured(measured)),
             }
         }
     }

@@ -131,6 +131,11 @@ impl View {
         Some((who, Term(kept.created), kept.value.acting))
     }
 
+    /// The revision at which a candidate that acts took office.
+    pub(crate) fn in_office_since(&self, who: &Incarnation) -> Option<Revision> {
+        self.owners.get(who).filter(|kept| kept.value.acting).map(|kept| kept.modified)
+    }
+
     /// The capture that acts as coordinator, and its address.
     pub(crate) fn coordinator(&self) -> Option<&Registration> {
         let (who, _, acting) = self.leader()?;

@@ -4,21 +4,36 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use capturedrain_core::model::{CaptureId, ChangefeedId, ChangefeedStatus, Options, Snapshot};
 
-use super::DemoError;
+use super::{DemoConfig, DemoError};
 use crate::{
     client::{Client, ClientError},
     node::{Node, NodeConfig, NodeError, identity, listen},
     store::AnyStore,
 };
 
-/// Periods are short, since a minute is short, and few moves go on at once, so that there is a middle to kill somebody in.
-fn options() -> Options {
+/// Shortest heartbeat, in milliseconds.
+const HEARTBEAT_MIN_MS: u64 = 200;
+/// What each changefeed adds to the heartbeat, in milliseconds: with each one its position is persisted, in a store that
+/// commits one after another.
+const HEARTBEAT_PER_CHANGEFEED_MS: u64 = 10;
+/// How many heartbeats a lease lasts.
+const LEASE_HEARTBEATS: u32 = 10;
+
+/// One of so many changefeeds, and one of so many tables, may move at once.
+const CHANGEFEEDS_PER_MOVE: u16 = 20;
+const TABLES_PER_MOVE: u16 = 150;
+
+/// Periods are as short as the changefeeds allow, since a minute is short, and few moves go on at once, so that there is a
+/// middle to kill somebody in.
+fn options(config: &DemoConfig) -> Options {
+    let heartbeat_ms = HEARTBEAT_MIN_MS.max(u64::from(config.changefeeds) * HEARTBEAT_PER_CHANGEFEED_MS);
+    let heartbeat = Duration::from_millis(heartbeat_ms);
     Options {
-        lease: Duration::from_secs(2),
-        heartbeat: Duration::from_millis(100),
+        lease: heartbeat * LEASE_HEARTBEATS,
+        heartbeat,
         balance_cooldown: Duration::from_millis(300),
-        drain_maintainer_batch_size: 1,
-        drain_dispatcher_batch_size: 2,
+        drain_maintainer_batch_size: config.changefeeds.div_ceil(CHANGEFEEDS_PER_MOVE).into(),
+        drain_dispatcher_batch_size: config.tables.div_ceil(TABLES_PER_MOVE).into(),
         ..Options::default()
     }
 }
@@ -28,6 +43,7 @@ pub(super) type Tables = BTreeMap<ChangefeedId, u64>;
 
 pub(super) struct Cluster {
     size: usize,
+    options: Options,
     store: AnyStore,
     nodes: Vec<Node>,
     client: Client,
@@ -42,20 +58,21 @@ pub(super) struct Drained {
 }
 
 impl Cluster {
-    pub(super) async fn start(folder: &Path, size: u16) -> Result<Self, DemoError> {
+    pub(super) async fn start(folder: &Path, config: &DemoConfig) -> Result<Self, DemoError> {
         let store = AnyStore::open(&format!("embedded:{}", folder.join("store.redb").display()), "demo").await?;
+        let options = options(config);
         let mut nodes = Vec::new();
-        for n in 0..size {
+        for n in 0..config.captures {
             let id = CaptureId::new(format!("capture-{n}")).map_err(NodeError::from)?;
-            nodes.push(start(id, store.clone()).await?);
+            nodes.push(start(id, options.clone(), store.clone()).await?);
         }
         let client = client(&nodes)?;
-        Ok(Self { size: size.into(), store, nodes, client })
+        Ok(Self { size: config.captures.into(), options, store, nodes, client })
     }
 
     /// Starts a capture of this name; one that left comes back so.
     pub(super) async fn join(&mut self, id: CaptureId) -> Result<(), DemoError> {
-        self.nodes.push(start(id, self.store.clone()).await?);
+        self.nodes.push(start(id, self.options.clone(), self.store.clone()).await?);
         self.follow_membership()
     }
 
@@ -187,11 +204,11 @@ impl Cluster {
     }
 }
 
-async fn start(id: CaptureId, store: AnyStore) -> Result<Node, NodeError> {
+async fn start(id: CaptureId, options: Options, store: AnyStore) -> Result<Node, NodeError> {
     let listener = listen("127.0.0.1:0").await?;
     let addr = listener.local_addr().map_err(|source| NodeError::Listen { addr: String::new(), source })?;
     let identity = identity(id, &addr.to_string());
-    Node::start(NodeConfig { cluster: "demo".into(), identity, options: options(), store }, listener)
+    Node::start(NodeConfig { cluster: "demo".into(), identity, options, store }, listener)
 }
 
 fn client(nodes: &[Node]) -> Result<Client, ClientError> {

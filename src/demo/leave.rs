@@ -156,7 +156,7 @@ fn manifest(target: &CaptureId) -> Result<CaptureDrain, DemoError> {
     drains.into_iter().next().ok_or(ManifestError::Empty { file: "the demo's manifest".to_owned() }.into())
 }
 
-/// Has the target drained by a manifest, kills the coordinator when half of the work has left, and ends the target when it
+/// Has the target drained by a manifest, kills the coordinator when a third of the work has left, and ends the target when it
 /// is proven empty.
 async fn drain(cluster: &mut Cluster, departed: &mut Departed, stage: &Stage<'_>) -> Result<(), DemoError> {
     let target = departed.target.clone();
@@ -165,12 +165,12 @@ async fn drain(cluster: &mut Cluster, departed: &mut Departed, stage: &Stage<'_>
     let epoch = drain.status.as_ref().and_then(|status| status.epoch).unwrap_or_default();
     departed.mark(stage, format!("CaptureDrain/demo has {target} emptied: epoch {epoch}"));
     let what = format!("{target} emptied");
-    let half = wait_for("half of the work to leave", async || {
+    let half = wait_for("a third of the work to leave", async || {
         let drained = cluster.drained(&target);
         drained.as_ref().inspect(|drained| stage.progress(&what, drained.gone, drained.initial));
         // A small drain may be over before anybody sees its middle.
         match drained {
-            Some(drained) if drained.gone * 2 >= drained.initial && drained.gone < drained.initial => {
+            Some(drained) if drained.gone * 3 >= drained.initial && drained.gone < drained.initial => {
                 Some(Some(drained))
             }
             None if cluster.is_over(epoch) => Some(None),

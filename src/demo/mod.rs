@@ -26,14 +26,15 @@ use crate::{client::ClientError, node::NodeError, resource::ManifestError, store
 
 /// Fewest captures: one is drained, the coordinator is killed, and one has to be left.
 pub const CAPTURES_MIN: u16 = 3;
-/// Most tables: each has an open file, and a process usually has 1,024.
-pub const TABLES_MAX: u16 = 800;
-
+/// Most tables: each has an open file, and a process usually may have 1,024.
+pub const TABLES_MAX: u16 = 600;
+/// Most changefeeds: with more, one file takes their positions too slowly.
+pub const CHANGEFEEDS_MAX: u16 = 50;
 /// Most rows a second and table.
 pub const RATE_MAX: u16 = 1_000;
 
 /// How long anything in it may take.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// How often a folder is tried to be removed, as what was being written may still arrive.
 const REMOVALS: u32 = 50;
 /// How long after each.
@@ -147,7 +148,7 @@ pub async fn demo(
 ) -> Result<Option<Outcome>, DemoError> {
     let stage = Stage::new(tell);
     let folder = Folder::make(config.keep.clone())?;
-    let started = Cluster::start(&folder.path, config.captures).await;
+    let started = Cluster::start(&folder.path, config).await;
     let outcome = match started {
         Ok(mut cluster) => {
             let outcome = tokio::select! {

@@ -29,8 +29,8 @@ pub fn report(outcome: &Outcome) -> String {
          <h1>What a capture\u{2019}s leaving costs</h1>\n<p class=\"soft\">{setting}</p>\n\
          {verdict}<div class=\"wide\">\n{table}</div>\n<p class=\"soft\">{notes}</p>\n\
          <ul class=\"legend\">\n{legend}</ul>\n{charts}\
-         <p class=\"soft\">Lag over the seconds since the order to leave, on the same scale in all charts. Sampled from what \
-         the coordinator knows; while nobody is in office, what was last known grows older. \
+         <p class=\"soft\">Lag over the seconds since the order to leave, on the same scale in all charts: the age of the \
+         oldest row that the source has and the sink has not, looked for in the sinks\u{2019} files 40 times a second. \
          Made by capturedrain {version}.</p>\n</body>\n</html>\n",
         setting = escape(&setting(outcome)),
         verdict = banner(outcome),

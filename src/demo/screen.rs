@@ -13,9 +13,10 @@ const COLUMN_WIDTH: usize = 17;
 pub(super) type Line = (&'static str, fn(&Departure) -> String);
 
 /// What is said of each departure, in this order, on the screen and in the report.
-pub(super) const LINES: [Line; 7] = [
+pub(super) const LINES: [Line; 8] = [
     ("time to leave", |departure| seconds(departure.time_to_leave_ms)),
     ("calm again after", |departure| seconds(departure.calm_again_ms)),
+    ("highest lag right before", |departure| millis(departure.calm_lag_ms)),
     ("highest lag added", |departure| millis(departure.lag_added_ms)),
     ("  by the coordinator's death", |departure| {
         departure.coordinator.as_ref().map_or_else(|| "-".to_owned(), |loss| millis(loss.lag_added_ms))
@@ -55,12 +56,16 @@ pub fn screen(outcome: &Outcome) -> String {
 
 /// What was set up.
 pub(super) fn setting(outcome: &Outcome) -> String {
+    let count = |number: u64, thing: &str| {
+        let plural = if number == 1 { "" } else { "s" };
+        format!("{} {thing}{plural}", thousands(number))
+    };
     format!(
-        "{} captures, {} changefeeds, {} tables, {} rows a second; {} in all",
-        outcome.captures,
-        outcome.changefeeds,
-        outcome.tables,
-        thousands(outcome.rows_per_second),
+        "{}, {}, {}, {} a second; {} in all",
+        count(outcome.captures.into(), "capture"),
+        count(outcome.changefeeds.into(), "changefeed"),
+        count(outcome.tables.into(), "table"),
+        count(outcome.rows_per_second, "row"),
         seconds(outcome.took_ms)
     )
 }
@@ -68,11 +73,11 @@ pub(super) fn setting(outcome: &Outcome) -> String {
 /// How the numbers are meant.
 pub(super) fn notes(outcome: &Outcome) -> Vec<String> {
     let mut notes = vec![
-        "Lag: of the changefeed that is furthest behind, above the highest right before.".to_owned(),
-        "Measured from the order to leave until all work runs elsewhere, as calm.".to_owned(),
+        "Lag: of the changefeed that is furthest behind, by what its sink has not yet.".to_owned(),
+        "Added: from the order to leave until all work runs elsewhere, as calm.".to_owned(),
     ];
     if outcome.departures.iter().any(|departure| departure.coordinator.is_some()) {
-        notes.push("The coordinator was killed half-way through the drain; its own line says".to_owned());
+        notes.push("The coordinator was killed in the middle of the drain; its own line says".to_owned());
         notes.push("what that did until the lag was calm, and the line above it the rest.".to_owned());
     }
     notes

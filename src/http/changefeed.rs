@@ -110,6 +110,7 @@ pub(super) async fn create(
         maintainer: None,
         checkpoint_ts: None,
         checkpoint_at_ms: None,
+        in_flight: capturedrain_core::model::WorkCount::default(),
         dispatchers: BTreeMap::new(),
     };
     // It is there, unless this capture has left office in the meantime.

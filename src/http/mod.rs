@@ -8,6 +8,7 @@ mod drain;
 mod error;
 mod extract;
 mod forward;
+mod metrics;
 mod openapi;
 mod v1;
 
@@ -65,6 +66,7 @@ fn routes(forward: impl Fn(MethodRouter<Hall>) -> MethodRouter<Hall>) -> OpenApi
         .routes(routes!(cluster::alive))
         .routes(routes!(cluster::ready))
         .routes(routes!(cluster::status))
+        .routes(routes!(metrics::show))
         .routes(routes!(v1::status))
         .routes(routes!(v1::oldest_status))
         .merge(openapi::document_route())

@@ -22,6 +22,7 @@ use tokio::{
 use crate::{
     clock::wall,
     door::Call,
+    metrics::Metrics,
     pipeline::Pipeline,
     store::{AnyStore, Store as _, StoreError},
     wire::Peers,
@@ -61,6 +62,7 @@ pub(super) struct Driver {
     pub(super) work: mpsc::Receiver<WorkEvent>,
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) snapshots: watch::Sender<Arc<Snapshot>>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) tasks: Tasks,
 }
 
@@ -186,6 +188,7 @@ impl Driver {
                 }
             }
             Effect::Log(line) => log(&line),
+            Effect::Measured(measured) => self.metrics.record(measured),
             Effect::Halt(error) => return Err(error),
         }
         Ok(())

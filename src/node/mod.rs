@@ -26,6 +26,7 @@ use crate::{
     door::Door,
     http::ProbeError,
     listener::{Limits, Listener},
+    metrics::Metrics,
     pipeline::Pipeline,
     store::AnyStore,
     tls::{Current, Dialer, TlsError},
@@ -143,7 +144,14 @@ impl Node {
         let (snapshots, latest) = watch::channel(Arc::new(Snapshot::default()));
         let dialer = Dialer::with(manners.credentials.clone())?;
         let client = Client::of_capture(own_addr(&dialer, addr, &config.identity), dialer.clone());
-        let door = Door { cluster: config.cluster, capture: config.identity.id.clone(), calls, snapshots: latest };
+        let metrics = Arc::new(Metrics::new(latest.clone()));
+        let door = Door {
+            cluster: config.cluster,
+            capture: config.identity.id.clone(),
+            calls,
+            snapshots: latest,
+            metrics: metrics.clone(),
+        };
         let driver = Driver {
             lease_ttl: config.options.lease,
             process: Process::new(config.identity, config.options),
@@ -154,6 +162,7 @@ impl Node {
             work,
             orders: order_inbox,
             snapshots,
+            metrics,
             tasks: Tasks::new(),
         };
         let probe: crate::http::Probe = Arc::new(|config, start_ts| Box::pin(probe(config, start_ts)));

@@ -29,7 +29,7 @@ pub use self::{
     config::{EtcdUrl, SinkUrl, SourceUrl, SyntheticUrl, TlsFiles, check_config},
     error::PipelineError,
     probe::{Probe, probe},
-    sink::{SinkRow, SpanLine, file_name, parse_file_name},
+    sink::{SinkRow, SpanLine, fence_reads_back, file_name, parse_file_name},
     source::{Row, RowOp, etcd_history, etcd_state, mirror_state, synthetic_rows, synthetic_table},
     table::{folder, table_of},
 };

@@ -65,6 +65,19 @@ pub fn router(door: Door) -> Router {
     routes.into_axum_router().reset_fallback()
 }
 
+/// A message between captures, from its bytes; `None` when it is none. For fuzzing.
+#[doc(hidden)]
+pub fn envelope_from_bytes(bytes: &[u8]) -> Option<capturedrain_core::model::Envelope> {
+    let envelope = <pb::Envelope as prost::Message>::decode(bytes).ok()?;
+    envelope::decode(envelope).ok()
+}
+
+/// The bytes of a message between captures. For fuzzing.
+#[doc(hidden)]
+pub fn envelope_to_bytes(envelope: &capturedrain_core::model::Envelope) -> Vec<u8> {
+    prost::Message::encode_to_vec(&envelope::encode(envelope))
+}
+
 /// The last cause of an error: what libraries tend to hide behind "transport error".
 pub(crate) fn cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;

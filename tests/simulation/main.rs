@@ -13,6 +13,7 @@
 
 mod datapath;
 mod faults;
+mod measured;
 mod mutants;
 mod readable;
 mod restore;
@@ -57,15 +58,18 @@ fn invariants_hold_in_every_history() {
     let first = number("CAPTUREDRAIN_SIM_START").unwrap_or(1);
     let mut events = 0;
     let mut drained = 0;
+    let mut counted = 0;
     for seed in first..first + number("CAPTUREDRAIN_SIM_SEEDS").unwrap_or(SEEDS) {
         let outcome = run(seed, None);
         events += outcome.events;
         drained += outcome.drains_ended;
+        counted += outcome.ends_counted.len() as u64;
+        assert!(outcome.ends_counted.values().all(|times| *times == 1), "seed {seed}: {:?}", outcome.ends_counted);
         if outcome.violation.is_some() {
             fail(seed, &outcome);
         }
     }
-    println!("{events} events, {drained} drains ended");
+    println!("{events} events, {drained} drains ended, {counted} of them counted");
     assert!(drained > 0, "histories without a drain prove nothing");
 }
 

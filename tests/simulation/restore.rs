@@ -8,7 +8,7 @@ use capturedrain_core::model::{
 
 use crate::{scenario::config, truth, world::World};
 
-fn run_until(world: &mut World, what: &str, mut holds: impl FnMut(&mut World) -> bool) {
+pub(crate) fn run_until(world: &mut World, what: &str, mut holds: impl FnMut(&mut World) -> bool) {
     let limit = world.now + Duration::from_mins(1);
     while !holds(world) {
         assert!(world.now < limit, "waited a minute for {what}");
@@ -16,7 +16,7 @@ fn run_until(world: &mut World, what: &str, mut holds: impl FnMut(&mut World) ->
     }
 }
 
-fn coordinated(world: &World) -> bool {
+pub(crate) fn coordinated(world: &World) -> bool {
     truth::coordinator(world).is_some() && truth::registrations(world).len() == world.procs.len()
 }
 

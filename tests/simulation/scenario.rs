@@ -1,9 +1,16 @@
 //! One history: a cluster, some bad time, then a good one in which everything has to come to an end.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use capturedrain_core::{
-    model::{CaptureId, ChangefeedConfig, ChangefeedId, DrainRequest, Instant, KeyName, Liveness, OnDeadline, Request},
+    model::{
+        CaptureId, ChangefeedConfig, ChangefeedId, DrainEpoch, DrainRequest, Instant, KeyName, Liveness, OnDeadline,
+        Request,
+    },
     mutant::Mutant,
     process::{Event, Process},
 };
@@ -34,6 +41,8 @@ pub(crate) struct Outcome {
     pub(crate) log: Vec<String>,
     pub(crate) events: u64,
     pub(crate) drains_ended: u64,
+    /// How often each drain's end was counted.
+    pub(crate) ends_counted: BTreeMap<DrainEpoch, u64>,
 }
 
 struct Scenario {
@@ -78,7 +87,8 @@ pub(crate) fn run(seed: u64, mutant: Option<Mutant>) -> Outcome {
     let violation = scenario.live(seed).err();
     let world = scenario.world;
     let drains_ended = world.store.list("drain/history/", "drain/history0").entries.len() as u64;
-    Outcome { violation, events: world.events, log: world.log, drains_ended }
+    let ends_counted = world.ends_counted;
+    Outcome { violation, events: world.events, log: world.log, drains_ended, ends_counted }
 }
 
 impl Scenario {

@@ -423,6 +423,10 @@ pub(crate) fn check(world: &mut World) -> Option<Violation> {
         return None;
     }
     world.truth.checked = Some(world.store.revision());
+    // What a coordinator tells itself does not pass the network, and is later than all that it had heard before.
+    if let Some(office) = coordinator(world) {
+        world.truth.heard.remove(&office);
+    }
     single_target(world)
         .or_else(|| liveness_forward(world))
         .or_else(|| no_draining_coordinator(world))

@@ -8,10 +8,11 @@ use std::{
 };
 
 use capturedrain_core::{
+    measure::Measurement,
     model::{
-        Body, Candidacy, CaptureId, ChangefeedEpoch, ChangefeedId, Command, Envelope, Incarnation, Instant, KeyName,
-        Liveness, NodeEpoch, Now, Options, Order, PROTOCOL, Registration, Request, RequestId, UnixMillis,
-        VALUE_VERSION, decode,
+        Answer, Body, Candidacy, CaptureId, ChangefeedEpoch, ChangefeedId, Command, DrainEpoch, Envelope, Incarnation,
+        Instant, KeyName, Liveness, NodeEpoch, Now, Options, Order, PROTOCOL, Refusal, Registration, Request,
+        RequestId, UnixMillis, VALUE_VERSION, decode,
     },
     mutant::{Mutant, Mutants},
     process::{Effect, Event, Lane, Process},
@@ -127,6 +128,10 @@ pub(crate) struct World {
     pub(crate) usurping: bool,
     /// Nobody knows whether a write that ends a drain took effect, or will.
     pub(crate) end_in_doubt: bool,
+    /// How often each drain's end was counted.
+    pub(crate) ends_counted: BTreeMap<DrainEpoch, u64>,
+    /// All that was measured.
+    pub(crate) measured: Vec<Measurement>,
     next_request: u64,
     pub(crate) answers: BTreeMap<u64, String>,
 }
@@ -160,6 +165,8 @@ impl World {
             tables_change,
             usurping: false,
             end_in_doubt: false,
+            ends_counted: BTreeMap::new(),
+            measured: Vec::new(),
             next_request: 0,
             answers: BTreeMap::new(),
         };
@@ -509,6 +516,10 @@ impl World {
     }
 
     fn carry_out(&mut self, who: usize, effect: Effect) {
+        // It goes nowhere, so it takes no time; and histories are the same whatever is measured in them.
+        if let Effect::Measured(measured) = effect {
+            return self.take(measured);
+        }
         let life = self.procs[who].life;
         let sent_at = Instant(self.now.since(self.procs[who].started_at));
         let delay = self.delay();
@@ -565,13 +576,8 @@ impl World {
                 }
                 self.procs[who].data.order(order, now_ts);
             }
-            Effect::Answer { id, answer } => {
-                let last = truth::last_epoch(self);
-                self.truth.answers(&answer, last);
-                let text = format!("{answer:?}");
-                self.note(|| format!("answer {}: {text}", id.0));
-                self.answers.insert(id.0, text);
-            }
+            Effect::Answer { id, answer } => self.answered(id, &answer),
+            Effect::Measured(_) => {}
             Effect::Log(said) => {
                 let id = self.procs[who].id.clone();
                 self.note(|| format!("{id} log: {} {:?} {:?}", said.message, said.target, said.detail));
@@ -600,6 +606,21 @@ impl World {
         if truth::place(self, changefeed).is_some_and(|place| place.epoch == epoch) && truth::runs(self, changefeed) {
             self.truth.leaves(changefeed, epoch);
         }
+    }
+
+    fn take(&mut self, measured: Measurement) {
+        if let Measurement::DrainEnded { epoch, .. } = measured {
+            *self.ends_counted.entry(epoch).or_default() += 1;
+        }
+        self.measured.push(measured);
+    }
+
+    fn answered(&mut self, id: RequestId, answer: &Result<Answer, Refusal>) {
+        let last = truth::last_epoch(self);
+        self.truth.answers(answer, last);
+        let text = format!("{answer:?}");
+        self.note(|| format!("answer {}: {text}", id.0));
+        self.answers.insert(id.0, text);
     }
 
     /// Whether a process is coordinator, by the store or as far as it knows itself.

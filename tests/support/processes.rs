@@ -81,10 +81,10 @@ pub(crate) struct Options {
 
 impl Cluster {
     pub(crate) fn new(name: &str, store: &str) -> Self {
-        Self::secured(name, store, Options::default())
+        Self::with(name, store, Options::default())
     }
 
-    pub(crate) fn secured(name: &str, store: &str, options: Options) -> Self {
+    pub(crate) fn with(name: &str, store: &str, options: Options) -> Self {
         let (name, store, shutdown_timeout) = (name.to_owned(), store.to_owned(), "60s".to_owned());
         Self { name, store, shutdown_timeout, lease: "3s", more: Vec::new(), captures: BTreeMap::new(), options }
     }
@@ -95,7 +95,7 @@ impl Cluster {
     }
 
     /// With another lease than 3 s, and more options for every server.
-    pub(crate) fn with(mut self, lease: &'static str, more: &[&str]) -> Self {
+    pub(crate) fn with_lease(mut self, lease: &'static str, more: &[&str]) -> Self {
         self.lease = lease;
         self.more = more.iter().map(ToString::to_string).collect();
         self

@@ -3,6 +3,7 @@
 use super::{Coordinator, Move, Output, Retry, standing::Standing};
 use crate::{
     log::Line,
+    measure::{Measurement, MoveKind, MoveOutcome},
     model::{ChangefeedEpoch, ChangefeedId, Command, Incarnation, Liveness, MaintainerPhase, Now},
     mutant::Mutant,
     view::View,
@@ -11,7 +12,7 @@ use crate::{
 impl Coordinator {
     /// Starts, stops and moves, as far as the limits allow.
     pub(super) fn command(&mut self, view: &View, now: Now) {
-        self.drop_finished_moves(view);
+        self.drop_finished_moves(view, now);
         if !self.is_ready() {
             return;
         }
@@ -22,20 +23,23 @@ impl Coordinator {
     }
 
     /// A move is over when the maintainer is seen at its new place, or shall not run any more.
-    fn drop_finished_moves(&mut self, view: &View) {
+    fn drop_finished_moves(&mut self, view: &View, now: Now) {
         let over: Vec<_> = self
             .moves
             .iter()
-            .filter(|(feed, m)| {
-                let epoch = view.places.get(*feed).map(|place| place.value.epoch);
+            .filter_map(|(feed, m)| {
+                let epoch = view.places.get(feed).map(|place| place.value.epoch);
                 let arrived = epoch.is_some_and(|epoch| epoch > m.from)
                     && matches!(self.standing(view, feed), Standing::Running(..));
-                arrived || !Self::shall_run(view, feed)
+                let dropped = || (!Self::shall_run(view, feed)).then_some(MoveOutcome::Dropped);
+                let outcome = if arrived { Some(MoveOutcome::arrived(m.repeated)) } else { dropped() };
+                Some((feed.clone(), outcome?, now.monotonic.since(m.since)))
             })
-            .map(|(feed, _)| feed.clone())
             .collect();
-        for feed in over {
+        for (feed, outcome, took) in over {
             self.moves.remove(&feed);
+            let ended = Measurement::MoveEnded { kind: MoveKind::Maintainer, outcome, took };
+            self.outputs.push(Output::Measured(ended));
         }
     }
 
@@ -68,7 +72,8 @@ impl Coordinator {
                 Standing::Unplaced | Standing::HostFading => None,
             };
             let Some(m) = self.moves.get(&feed) else { continue };
-            let (from, attempt) = (m.from, m.retry.attempt);
+            let (from, attempt, since) = (m.from, m.retry.attempt, m.since);
+            let repeated = m.repeated || attempt > 0;
             let mut retry = self.next_retry(self.options.move_timeout, m.retry, now);
             if self.mutants.has(Mutant::ForgetsMove) {
                 retry.due = now.monotonic + std::time::Duration::from_hours(24);
@@ -80,7 +85,7 @@ impl Coordinator {
                 let command = Command::StopMaintainer { changefeed: feed.clone(), epoch: from };
                 self.outputs.push(Output::Send { to, command });
             }
-            self.moves.insert(feed, Move { from, retry });
+            self.moves.insert(feed, Move { from, retry, since, repeated });
         }
     }
 
@@ -104,6 +109,9 @@ impl Coordinator {
                 None => Retry { due: now.monotonic, attempt: 0 },
             };
             if retry.attempt > 0 {
+                if let Some(m) = self.moves.get_mut(feed) {
+                    m.repeated = true;
+                }
                 self.log_retry(view, "start of a maintainer is repeated", feed, retry.attempt);
             }
             // Its host may be ending an earlier one of the same changefeed, and then takes the next start.
@@ -178,6 +186,9 @@ impl Coordinator {
     }
 
     pub(super) fn begin_move(&mut self, feed: ChangefeedId, from: ChangefeedEpoch, now: Now) {
-        self.moves.insert(feed, Move { from, retry: Retry { due: now.monotonic, attempt: 0 } });
+        let since = self.moves.get(&feed).map_or(now.monotonic, |under_way| under_way.since);
+        let repeated = self.moves.contains_key(&feed);
+        let retry = Retry { due: now.monotonic, attempt: 0 };
+        self.moves.insert(feed, Move { from, retry, since, repeated });
     }
 }

@@ -3,6 +3,7 @@
 use super::{Coordinator, Output, standing::Standing};
 use crate::{
     log::Line,
+    measure::Measurement,
     model::{
         DrainEnd, DrainOutcome, DrainRecord, KeyName, Liveness, LivenessMark, Now, OnDeadline, VALUE_VERSION,
         WorkCount, encode,
@@ -75,8 +76,19 @@ impl Coordinator {
             && (maintainers_agree || self.mutants.has(Mutant::ProofWithoutMaintainers))
     }
 
+    /// Whether every registered capture has heard of the latest drain by now.
+    fn follow_echoes(&mut self, now: Now) {
+        let Some((told, since)) = self.unechoed else { return };
+        if self.peers.values().all(|peer| peer.report.as_ref().is_some_and(|report| report.echo >= told)) {
+            self.unechoed = None;
+            let took = now.monotonic.since(since);
+            self.outputs.push(Output::Measured(Measurement::DrainAcknowledged { took }));
+        }
+    }
+
     /// Watches the drain come along, and tells people.
     pub(super) fn follow_progress(&mut self, view: &View, now: Now) {
+        self.follow_echoes(now);
         let Some(record) = view.record.as_ref().map(|kept| &kept.value) else { return };
         let remaining = self.remaining(record).map(|work| work.maintainers + work.dispatchers);
         let phase = self.phase(view, record);

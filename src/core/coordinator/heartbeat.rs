@@ -58,6 +58,7 @@ impl Coordinator {
         if self.progress.is_some() {
             self.balance_after = now.monotonic + self.options.balance_cooldown;
         }
+        self.unechoed = epoch.map(|_| (stamp, now.monotonic)).or(self.unechoed);
         self.progress = epoch.map(|epoch| Progress {
             epoch,
             told: stamp,

@@ -19,6 +19,7 @@ use std::{
 
 use crate::{
     log::Line,
+    measure::Measurement,
     model::{
         Answer, Blocker, CaptureId, ChangefeedEpoch, ChangefeedId, Command, DrainEpoch, DrainState, Incarnation,
         Instant, KeyName, NodeEpoch, Now, Options, Refusal, Report, Request, RequestId, Stamp, Term, UnixMillis,
@@ -74,6 +75,7 @@ pub(crate) enum Output {
         answer: Result<Answer, Refusal>,
     },
     Log(Line),
+    Measured(Measurement),
     /// Sit out a lease period.
     Resigned,
 }
@@ -106,6 +108,10 @@ struct Move {
     from: ChangefeedEpoch,
     /// When its stop is sent again.
     retry: Retry,
+    /// When its stop was first ordered.
+    since: Instant,
+    /// Whether an order for it was repeated, or it had to go on from where it was sent.
+    repeated: bool,
 }
 
 /// A command that is repeated until it is seen to have taken effect.
@@ -154,6 +160,8 @@ pub(crate) struct Coordinator {
     /// Captures that were released, and are told so until they have registered anew.
     released: BTreeSet<Incarnation>,
     progress: Option<Progress>,
+    /// The first state that tells of the latest drain, and since when, until every capture has echoed it.
+    unechoed: Option<(Stamp, Instant)>,
     next_heartbeat: Instant,
     beats: u64,
     balance_after: Instant,
@@ -181,6 +189,7 @@ impl Coordinator {
             told_shares: BTreeMap::new(),
             released: BTreeSet::new(),
             progress: None,
+            unechoed: None,
             next_heartbeat: now.monotonic,
             beats: 0,
             balance_after: now.monotonic + options.balance_cooldown,

@@ -103,6 +103,10 @@ impl Coordinator {
                 checkpoint_ts: report.filter(|m| m.dispatchers.is_some()).map(|m| m.checkpoint_ts),
                 checkpoint_at_ms: report.map(|m| m.checkpoint_at_ms).filter(|at| *at > 0),
                 dispatchers: report.and_then(|m| m.dispatchers.clone()).unwrap_or_default(),
+                in_flight: WorkCount {
+                    maintainers: u64::from(self.moves.contains_key(id)),
+                    dispatchers: report.map_or(0, |m| u64::from(m.in_flight)),
+                },
             };
             (id.clone(), status)
         };

@@ -20,6 +20,7 @@ use self::{
     spans::{Planned, Site, Spans, Stage, Then},
 };
 use crate::{
+    measure::{Measurement, MoveOutcome},
     model::{
         ChangefeedConfig, ChangefeedEpoch, ChangefeedId, CommitTs, DispatcherFate, DispatcherNews, DrainState,
         Heartbeat, Incarnation, Instant, MaintainerPhase, MaintainerReport, NewDispatcher, Now, Options, Order,
@@ -84,6 +85,8 @@ pub enum Output {
     },
     /// Persist the position.
     Write(Txn),
+    /// Add it up.
+    Measured(Measurement),
 }
 
 /// Orders that wait to be sent together.
@@ -113,6 +116,8 @@ pub struct Maintainer {
     bootstrap: Bootstrap,
     running: bool,
     spans: Spans,
+    /// When the moves that are on their way began, and whether an order for them was repeated.
+    moves: BTreeMap<SpanId, (Instant, bool)>,
     /// Dispatchers that are not of the plan, and are being stopped.
     surplus: BTreeMap<(SpanId, WriterEpoch), (Incarnation, Instant)>,
     counter: u64,
@@ -167,6 +172,7 @@ impl Maintainer {
             bootstrap: Bootstrap::default(),
             running: false,
             spans: Spans::default(),
+            moves: BTreeMap::new(),
             surplus: BTreeMap::new(),
             counter: 0,
             tables_listed: false,
@@ -342,6 +348,7 @@ impl Maintainer {
         if let Stage::Creating { at } = planned.stage {
             planned.stage = Stage::Working { at };
             planned.moving = false;
+            self.end_move(planned.span.id(), MoveOutcome::arrived);
             planned.due = None;
             planned.attempt = 0;
         }
@@ -381,6 +388,7 @@ impl Maintainer {
     fn back_off(&mut self, mut planned: Planned, times: u32) {
         let doubled = self.options.heartbeat.saturating_mul(1 << times.saturating_sub(1).min(8));
         let wait = doubled.min(self.options.move_timeout);
+        self.repeat_move(planned.span.id());
         planned.due = None;
         planned.stage = Stage::Queued { not_before: self.now + wait };
         self.spans.put(planned);
@@ -449,6 +457,7 @@ impl Maintainer {
             }
             for id in spans {
                 if let Some(planned) = self.spans.take(id) {
+                    self.repeat_move(id);
                     self.take_stopped(planned);
                 }
             }

@@ -2,6 +2,7 @@
 
 use super::{Maintainer, Order, Output, Stage, Then, spans::Planned};
 use crate::{
+    measure::{Measurement, MoveKind, MoveOutcome},
     model::{Incarnation, Instant, Liveness, NewDispatcher, SpanId},
     mutant::Mutant,
 };
@@ -45,7 +46,24 @@ impl Maintainer {
     fn begin_move(&mut self, id: SpanId) {
         if let Some(mut planned) = self.spans.take(id) {
             planned.moving = true;
+            self.moves.insert(id, (self.now, false));
             self.stop(planned, Then::Requeue);
+        }
+    }
+
+    /// An order for a span was not enough; if it is on the move, that is told when the move ends.
+    pub(super) fn repeat_move(&mut self, id: SpanId) {
+        if let Some((_, repeated)) = self.moves.get_mut(&id) {
+            *repeated = true;
+        }
+    }
+
+    /// If a span was on the move, it is not any more.
+    pub(super) fn end_move(&mut self, id: SpanId, outcome: impl FnOnce(bool) -> MoveOutcome) {
+        if let Some((since, repeated)) = self.moves.remove(&id) {
+            let (kind, took) = (MoveKind::Dispatcher, self.now.since(since));
+            let ended = Measurement::MoveEnded { kind, outcome: outcome(repeated), took };
+            self.outputs.push(Output::Measured(ended));
         }
     }
 
@@ -108,6 +126,7 @@ impl Maintainer {
     pub(super) fn repeat_orders(&mut self) {
         while let Some(id) = self.spans.next_due(self.now) {
             let Some(mut planned) = self.spans.take(id) else { return };
+            self.repeat_move(id);
             planned.attempt += 1;
             planned.due = Some(self.later(planned.attempt));
             if self.mutants.has(Mutant::StartsWithoutAck) {

@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{Maintainer, Planned, Stage, Then};
-use crate::model::{CommitTs, Span};
+use crate::{
+    measure::MoveOutcome,
+    model::{CommitTs, Span},
+};
 
 /// How many moments are remembered at which the source passed a commit timestamp.
 const SAMPLES_MAX: usize = 4096;
@@ -94,6 +97,7 @@ impl Maintainer {
             .collect();
         for id in passed {
             let Some(planned) = self.spans.take(id) else { continue };
+            self.end_move(id, |_| MoveOutcome::Dropped);
             if matches!(planned.stage, Stage::Working { .. }) {
                 self.stop(planned, Then::Drop);
             }

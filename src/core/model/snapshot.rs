@@ -128,4 +128,6 @@ pub struct ChangefeedStatus {
     pub checkpoint_at_ms: Option<u64>,
     /// Its dispatchers by capture.
     pub dispatchers: BTreeMap<CaptureId, u64>,
+    /// Its moves on their way: of its maintainer, and of dispatchers.
+    pub in_flight: WorkCount,
 }

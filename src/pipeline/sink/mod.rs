@@ -9,9 +9,12 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use capturedrain_core::model::{CommitTs, Span};
 use serde::{Deserialize, Serialize};
 
-pub use self::file::{file_name, parse_file_name};
 pub(super) use self::mirror::Mirrors;
 use self::{file::FileSink, mirror::MirrorSink};
+pub use self::{
+    file::{file_name, parse_file_name},
+    mirror::fence_reads_back,
+};
 use super::{PipelineError, Row, RowOp, SinkUrl, SourceUrl, dispatcher::Job, source::Batch};
 
 /// How many bytes may wait in a sink before nothing more is read.

@@ -38,11 +38,28 @@ struct Watching {
     stream: WatchStream,
     /// Events up to here were brought before it began.
     base: CommitTs,
-    /// Rows of a revision of which a part is still to come.
-    partial: Vec<Row>,
+    partial: Partial,
     asked: Option<Asked>,
     next_ask: Instant,
     heard_at: Instant,
+}
+
+/// The rows of a revision of which a part is still to come: nobody shall take a part for the whole.
+#[derive(Debug, Default)]
+struct Partial(Vec<Row>);
+
+impl Partial {
+    /// Takes rows, of which the last are of `last`; gives those whose revisions are whole, and the last of these.
+    fn join(&mut self, rows: Vec<Row>, last: CommitTs, more_follow: bool) -> (Vec<Row>, CommitTs) {
+        let mut joined = mem::take(&mut self.0);
+        joined.extend(rows);
+        if !more_follow {
+            return (joined, last);
+        }
+        let whole = joined.partition_point(|row| row.commit_ts < last);
+        self.0 = joined.split_off(whole);
+        (joined, last.saturating_sub(1))
+    }
 }
 
 /// A question for progress that is not answered yet.
@@ -156,7 +173,7 @@ impl EtcdFeed {
         Ok(Stage::Watching(Box::new(Watching {
             stream,
             base: self.cursor,
-            partial: Vec::new(),
+            partial: Partial::default(),
             asked: None,
             next_ask: now,
             heard_at: now,
@@ -249,23 +266,18 @@ impl EtcdFeed {
         Ok(Some(Batch { rows, covered: None, resolved_ts: self.cursor, resolved_at_ms }))
     }
 
-    /// The rows of a message whose revisions are whole, and the last of these. A revision that comes in parts waits for its
-    /// last part, so that nobody takes a part for the whole.
+    /// The rows of a message whose revisions are whole, and the last of these.
     fn rows(&mut self, message: &WatchResponse) -> (Vec<Row>, CommitTs) {
-        let Stage::Watching(watching) = &mut self.stage else { return (Vec::new(), 0) };
-        let (base, mut rows) = (watching.base, mem::take(&mut watching.partial));
+        let Stage::Watching(watching) = &self.stage else { return (Vec::new(), 0) };
+        let base = watching.base;
         let events = message.events().iter().filter_map(|event| Some((event.kv()?, event.event_type())));
         let new: Vec<_> = events.filter(|(kv, _)| unsigned(kv.mod_revision()) > base).collect();
         let last = new.last().map_or(0, |(kv, _)| unsigned(kv.mod_revision()));
-        rows.extend(new.into_iter().filter_map(|(kv, kind)| self.row(kv, kind)));
-        if !message.0.fragment {
-            return (rows, last);
+        let rows = new.into_iter().filter_map(|(kv, kind)| self.row(kv, kind)).collect();
+        match &mut self.stage {
+            Stage::Watching(watching) => watching.partial.join(rows, last, message.0.fragment),
+            _ => (rows, last),
         }
-        let whole = rows.partition_point(|row| row.commit_ts < last);
-        if let Stage::Watching(watching) = &mut self.stage {
-            watching.partial = rows.split_off(whole);
-        }
-        (rows, last.saturating_sub(1))
     }
 
     fn row(&self, kv: &KeyValue, kind: EventType) -> Option<Row> {
@@ -322,5 +334,29 @@ async fn middle(client: &Etcd, mut start: Vec<u8>, end: &[u8], max: u64) -> Resu
         // Keys may have gone meanwhile.
         let Some(next) = page.next else { return Ok(None) };
         start = next;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_revision_that_comes_in_parts_is_passed_on_whole() {
+        let row = |commit_ts, key: u8| Row { commit_ts, key: vec![key], op: RowOp::Delete, is_first: false };
+        let mut partial = Partial::default();
+        assert_eq!(partial.join(vec![row(1, 0), row(2, 1), row(2, 2)], 2, true), (vec![row(1, 0)], 1));
+        assert_eq!(partial.join(vec![row(2, 3)], 2, true), (vec![], 1));
+        // The end of one, another one that is whole, and the beginning of a third.
+        let whole = vec![row(2, 1), row(2, 2), row(2, 3), row(2, 4), row(3, 5)];
+        assert_eq!(partial.join(vec![row(2, 4), row(3, 5), row(4, 6)], 4, true), (whole, 3));
+        assert_eq!(partial.join(vec![row(4, 7)], 4, false), (vec![row(4, 6), row(4, 7)], 4));
+        assert_eq!(partial.join(vec![row(5, 8)], 5, false), (vec![row(5, 8)], 5));
+    }
+
+    #[test]
+    fn a_part_without_rows_of_the_span_is_a_part_all_the_same() {
+        let mut partial = Partial::default();
+        assert_eq!(partial.join(vec![], 7, true), (vec![], 6));
     }
 }

@@ -35,6 +35,12 @@ const TXN_MAX_ROWS: usize = 127;
 /// Most bytes of a transaction of more than one row; etcd takes 1.5 MiB.
 const TXN_MAX_BYTES: usize = 1 << 20;
 
+/// Whether bytes that are a fence are the same one when it is written again. For fuzzing.
+#[doc(hidden)]
+pub fn fence_reads_back(bytes: &[u8]) -> bool {
+    Fence::decode(bytes).is_none_or(|fence| Fence::decode(&fence.encode()) == Some(fence))
+}
+
 /// A write that is on; it gives the range back, of which more is there then.
 type Write = Pin<Box<dyn Future<Output = Result<Held, PipelineError>> + Send>>;
 
