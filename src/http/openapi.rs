@@ -18,7 +18,8 @@ use crate::view::ErrorView;
         title = "capturedrain",
         description = "Any capture answers; what only the coordinator knows or does is forwarded to it. Version 1, and \
                        what version 2 has of captures, changefeeds and the owner, is what tools for TiCDC expect. \
-                       Numbers that are not known are null, never 0."
+                       Numbers that are not known are null, never 0. Where captures ask for certificates, every call but \
+                       the probes may also be answered by 401 or 403."
     ),
     components(schemas(ErrorView)),
     tags(

@@ -82,6 +82,25 @@ impl Audience {
     }
 }
 
+/// How a refusal is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Language {
+    Grpc,
+    Http,
+    /// Tools of `TiCDC` take everything but 404 and 503 for a capture that is drained.
+    DrainV1,
+}
+
+impl Language {
+    fn of(path: &str) -> Self {
+        match path {
+            "/api/v1/captures/drain" => Self::DrainV1,
+            path if path.starts_with("/capturedrain.v1.") || path.starts_with("/grpc.") => Self::Grpc,
+            _ => Self::Http,
+        }
+    }
+}
+
 /// Why a call goes no further.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum Refused {
@@ -146,11 +165,14 @@ impl Refused {
         Status::with_error_details(code, self.to_string(), details)
     }
 
-    fn answer(&self, is_grpc: bool) -> Response {
-        if is_grpc {
-            return self.grpc().into_http();
-        }
-        let (status, view) = self.http();
+    fn answer(&self, language: Language) -> Response {
+        let (status, view) = match (language, self) {
+            (Language::Grpc, _) => return self.grpc().into_http(),
+            (Language::DrainV1, Self::Stranger | Self::Role { .. } | Self::SlowBody(_)) => {
+                (StatusCode::SERVICE_UNAVAILABLE, self.http().1)
+            }
+            _ => self.http(),
+        };
         let mut response = (status, Json(view)).into_response();
         if matches!(self, Self::TooLong | Self::SlowBody(_)) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -179,28 +201,28 @@ pub(super) async fn admit(
     let open = seat.open();
     let path = request.uri().path();
     let audience = Audience::of(path);
-    let is_grpc = path.starts_with("/capturedrain.v1.") || path.starts_with("/grpc.");
+    let language = Language::of(path);
     // The only calls that are answered when the caller ends them.
     let is_endless = audience == Audience::Captures;
     let tls = request.extensions().get::<Arc<TlsInfo>>().cloned();
     let caller = seat.caller(porter.mutual, tls.as_ref()).clone();
     if let Err(refused) = audience.admits(&caller) {
         tracing::debug!(?caller, path, reason = refused.reason(), "call is refused");
-        return refused.answer(is_grpc);
+        return refused.answer(language);
     }
     if audience != Audience::Everybody {
         seat.welcome();
     }
     let caller = passed_on(caller, &request);
-    audit(&caller, &request, is_grpc);
+    audit(&caller, &request, language);
     request.extensions_mut().insert(caller);
     let limits = &porter.limits;
-    let request = if is_grpc {
+    let request = if language == Language::Grpc {
         request
     } else {
         match whole(request, limits.body).await {
             Ok(request) => request,
-            Err(refused) => return refused.answer(is_grpc),
+            Err(refused) => return refused.answer(language),
         }
     };
     let answering = next.run(request);
@@ -209,7 +231,7 @@ pub(super) async fn admit(
     } else {
         match time::timeout(limits.call, answering).await {
             Ok(response) => response,
-            Err(_) => return Refused::SlowCall(limits.call).answer(is_grpc),
+            Err(_) => return Refused::SlowCall(limits.call).answer(language),
         }
     };
     response.map(|body| Body::new(Counted { body, _open: open }))
@@ -225,9 +247,9 @@ fn passed_on(caller: Caller, request: &Request) -> Caller {
 }
 
 /// Logs who changes something. Starts of drains are left to the coordinator: they are asked for again and again.
-fn audit(caller: &Caller, request: &Request, is_grpc: bool) {
+fn audit(caller: &Caller, request: &Request, language: Language) {
     let path = request.uri().path();
-    let changes = if is_grpc {
+    let changes = if language == Language::Grpc {
         path.ends_with("/CancelDrain") || path.ends_with("/ReleaseCapture")
     } else {
         !request.method().is_safe() && !path.ends_with("/drain")
@@ -344,6 +366,17 @@ mod tests {
             check(closed, true, false, false, true, true);
         }
         check("/capturedrain.v1.CaptureService/Deliver", true, false, false, false, true);
+    }
+
+    #[test]
+    fn no_refusal_is_taken_for_a_drained_capture() {
+        let role = Refused::Role { name: "anna".into(), asked: Audience::Callers };
+        for refused in [Refused::Stranger, role, Refused::SlowBody(Duration::ZERO), Refused::SlowCall(Duration::ZERO)] {
+            let answer = refused.answer(Language::of("/api/v1/captures/drain"));
+            assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{refused:?}");
+        }
+        let answer = Refused::Stranger.answer(Language::of("/api/v2/captures/a/drain"));
+        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
     }
 
     #[test]
