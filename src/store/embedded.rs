@@ -192,10 +192,7 @@ impl Store for Embedded {
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
-        if txn.ops.len() > TXN_MAX_OPS || txn.compares.len() > TXN_MAX_OPS {
-            let asked = txn.ops.len().max(txn.compares.len());
-            return Err(StoreError::Rejected(format!("{asked} operations in a transaction, {TXN_MAX_OPS} at most")));
-        }
+        txn.check_size()?;
         self.with(move |shared| {
             Ok(shared.change(|model| model.txn(&txn)).unwrap_or_else(|error| {
                 tracing::warn!(%error, "no telling whether a transaction took effect");

@@ -11,9 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use capturedrain_core::store::{
-    Change, Changes, Compare, Entry, LeaseId, Listing, Op, Revision, TXN_MAX_OPS, Txn, TxnOutcome,
-};
+use capturedrain_core::store::{Change, Changes, Compare, Entry, LeaseId, Listing, Op, Revision, Txn, TxnOutcome};
 use etcd_client::{
     Client, CompareOp, ConnectOptions, Error, EventType, GetOptions, KeyValue, PutOptions, TxnOp, WatchOptions,
     WatchResponse, WatchStream,
@@ -236,10 +234,7 @@ impl Store for Etcd {
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
-        if txn.ops.len() > TXN_MAX_OPS || txn.compares.len() > TXN_MAX_OPS {
-            let asked = txn.ops.len().max(txn.compares.len());
-            return Err(StoreError::Rejected(format!("{asked} operations in a transaction, {TXN_MAX_OPS} at most")));
-        }
+        txn.check_size()?;
         let compares: Vec<_> = txn.compares.iter().map(|compare| self.compare(compare)).collect();
         let ops: Vec<_> = txn.ops.iter().map(|op| self.op(op)).collect();
         let mut client = self.client();

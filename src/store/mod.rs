@@ -8,7 +8,7 @@ mod file;
 
 use std::{path::PathBuf, time::Duration};
 
-use capturedrain_core::store::{Changes, Entry, LeaseId, Listing, Revision, Txn, TxnOutcome};
+use capturedrain_core::store::{Changes, Entry, LeaseId, Listing, Revision, TooLarge, Txn, TxnOutcome};
 use futures::stream::BoxStream;
 
 use crate::tls::{Files, TlsError};
@@ -60,6 +60,12 @@ pub enum StoreError {
         /// Why.
         reason: String,
     },
+}
+
+impl From<TooLarge> for StoreError {
+    fn from(error: TooLarge) -> Self {
+        Self::Rejected(error.to_string())
+    }
 }
 
 impl StoreError {

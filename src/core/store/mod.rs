@@ -5,7 +5,7 @@
 
 mod model;
 
-pub use model::{Compacted, Model};
+pub use model::{Compacted, LOG_MAX_REVISIONS, Model};
 
 use std::sync::Arc;
 
@@ -83,6 +83,22 @@ pub struct Txn {
     pub compares: Vec<Compare>,
     /// The operations.
     pub ops: Vec<Op>,
+}
+
+/// A transaction that no store takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0} operations in a transaction, {TXN_MAX_OPS} at most")]
+pub struct TooLarge(pub usize);
+
+impl Txn {
+    /// Whether a store would take it.
+    ///
+    /// # Errors
+    /// When it has more than [`TXN_MAX_OPS`] operations or compares.
+    pub fn check_size(&self) -> Result<(), TooLarge> {
+        let asked = self.ops.len().max(self.compares.len());
+        if asked > TXN_MAX_OPS { Err(TooLarge(asked)) } else { Ok(()) }
+    }
 }
 
 /// How a transaction ended.

@@ -5,11 +5,11 @@ use std::{
     time::Duration,
 };
 
-use super::{Change, Changes, Compare, Entry, Key, LeaseId, Listing, Op, Revision, TXN_MAX_OPS, Txn, TxnOutcome};
+use super::{Change, Changes, Compare, Entry, Key, LeaseId, Listing, Op, Revision, Txn, TxnOutcome};
 use crate::model::Instant;
 
 /// Most revisions that a watch may lie behind.
-const LOG_MAX_REVISIONS: usize = 10_000;
+pub const LOG_MAX_REVISIONS: usize = 10_000;
 
 /// The changes that a watch asks for are gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -105,7 +105,7 @@ impl Model {
 
     /// All operations, if all conditions hold and all leases live; else none.
     pub fn txn(&mut self, txn: &Txn) -> TxnOutcome {
-        let fits = txn.ops.len() <= TXN_MAX_OPS && txn.compares.len() <= TXN_MAX_OPS;
+        let fits = txn.check_size().is_ok();
         let leased = |op: &Op| match op {
             Op::Put { lease: Some(lease), .. } => self.leases.contains_key(lease),
             _ => true,
