@@ -25,8 +25,8 @@ demo: ## the tour: a cluster in this process, captures leave in three ways, the 
 
 tools: ## install what building and testing need, where it is missing: protoc, etcd and promtool
 	@tools/install protobuf
-	@tools/install etcd >/dev/null
 	@tools/install promtool >/dev/null
+	@printf 'etcd and etcdctl are in %s\n' "$$(dirname "$$(tools/install etcd)")"
 
 build: ## build everything for development
 	@tools/install protobuf
