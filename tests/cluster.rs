@@ -190,7 +190,7 @@ async fn a_changefeed_whose_source_is_compacted_past_its_checkpoint_fails_and_sa
         cluster.try_json(&["changefeed", "get", "shop"]).await.filter(|feed| feed["state"] == "failed")
     })
     .await;
-    let error = failed["error"].as_str().unwrap();
+    let error = failed["error"]["message"].as_str().unwrap();
     assert!(error.contains("compacted") && error.contains("shop"), "{failed}");
     assert_eq!(cluster.json(&["changefeed", "list"]).await[0]["state"], "failed");
     writer.stop().await;
