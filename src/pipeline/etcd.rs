@@ -14,8 +14,11 @@ use super::{EtcdUrl, PipelineError, TlsFiles};
 
 /// How long a call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often an idle connection is tried, so that a dead one is noticed.
-const KEEP_ALIVE: Duration = Duration::from_secs(3);
+/// How often an idle connection is tried, so that a dead one is noticed. etcd closes one that is tried more often than
+/// every 5 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(6);
+/// How long an answer to that may take.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long after a lost connection the next one is tried.
 pub(super) const RECONNECT_BACKOFF: Duration = Duration::from_millis(500);
 /// Largest answer that is taken. Pages aim far below it.
@@ -160,7 +163,7 @@ fn reason(error: &Error) -> String {
 async fn options(url: &EtcdUrl) -> Result<ConnectOptions, PipelineError> {
     let options = ConnectOptions::new()
         .with_connect_timeout(CALL_TIMEOUT)
-        .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE)
+        .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE_TIMEOUT)
         .with_keep_alive_while_idle(true)
         // A member that is cut off from the others ends its watches instead of falling silent.
         .with_require_leader(true);
