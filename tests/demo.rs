@@ -14,7 +14,7 @@ use std::{
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_mins(2);
-const SMALL: [&str; 4] = ["--changefeeds", "6", "--tables", "120"];
+const SIZE: [&str; 4] = ["--changefeeds", "8", "--tables", "300"];
 
 /// A demo that runs, ended when this goes.
 struct Demo(Child);
@@ -56,7 +56,7 @@ fn is_empty(folder: &Path) -> bool {
 fn one_screen_and_one_page_say_what_each_way_of_leaving_costs() {
     let (temporary, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let page = place.path().join("demo.html");
-    let args = [&SMALL[..], &["--seed", "7", "--report", page.to_str().unwrap()]].concat();
+    let args = [&SIZE[..], &["--seed", "7", "--report", page.to_str().unwrap()]].concat();
     let (code, screen, story) = Demo::start(&args, temporary.path()).end();
     assert_eq!(code, Some(0), "{screen}{story}");
     assert!(screen.lines().all(|line| line.chars().count() <= 80), "{screen}");
@@ -96,7 +96,7 @@ fn a_replaced_file(sinks: &Path) -> Option<PathBuf> {
 fn a_damaged_sink_fails_the_proof() {
     let folder = tempfile::tempdir().unwrap();
     let kept = folder.path().join("kept");
-    let args = [&SMALL[..], &["-o", "json", "--keep", kept.to_str().unwrap()]].concat();
+    let args = [&SIZE[..], &["-o", "json", "--keep", kept.to_str().unwrap()]].concat();
     let demo = Demo::start(&args, folder.path());
     let began = Instant::now();
     let victim = loop {
@@ -122,7 +122,7 @@ fn a_damaged_sink_fails_the_proof() {
 fn an_interrupted_demo_leaves_nothing_behind() {
     let (temporary, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let page = place.path().join("demo.html");
-    let mut demo = Demo::start(&[&SMALL[..], &["--report", page.to_str().unwrap()]].concat(), temporary.path());
+    let mut demo = Demo::start(&[&SIZE[..], &["--report", page.to_str().unwrap()]].concat(), temporary.path());
     let stderr = BufReader::new(demo.0.stderr.take().unwrap());
     // Once rows flow.
     assert!(stderr.lines().map_while(Result::ok).any(|line| line.contains("calm: ")));

@@ -19,9 +19,8 @@ const HEARTBEAT_PER_CHANGEFEED_MS: u64 = 10;
 /// How many heartbeats a lease lasts.
 const LEASE_HEARTBEATS: u32 = 10;
 
-/// One of so many changefeeds, and one of so many tables, may move at once.
+/// One of so many changefeeds may move at once.
 const CHANGEFEEDS_PER_MOVE: u16 = 20;
-const TABLES_PER_MOVE: u16 = 150;
 
 /// Periods are as short as the changefeeds allow, since a minute is short, and few moves go on at once, so that there is a
 /// middle to kill somebody in.
@@ -33,7 +32,7 @@ fn options(config: &DemoConfig) -> Options {
         heartbeat,
         balance_cooldown: Duration::from_millis(300),
         drain_maintainer_batch_size: config.changefeeds.div_ceil(CHANGEFEEDS_PER_MOVE).into(),
-        drain_dispatcher_batch_size: config.tables.div_ceil(TABLES_PER_MOVE).into(),
+        drain_dispatcher_batch_size: 1,
         ..Options::default()
     }
 }

@@ -29,7 +29,7 @@ use std::env;
 use scenario::{Outcome, run};
 
 /// How many histories a plain run generates.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 1000;
 
 fn number(name: &str) -> Option<u64> {
     env::var(name).ok()?.parse().ok()
