@@ -18,6 +18,7 @@ use crate::{
         Order, Report, Span, SpanId, Status, WorkCount, WriterEpoch, parts,
     },
     mutant::{Mutant, Mutants},
+    pages::{Pages, Slot},
     store::Revision,
     work::{DispatcherKey, WorkOrder},
 };
@@ -46,7 +47,51 @@ enum Verdict {
     Answer(DispatcherFate),
 }
 
-/// The highest writer epoch that was created or stopped for a span, and where the stopped one had come to.
+/// The dispatchers of one changefeed, by their spans.
+#[derive(Debug, Default)]
+struct Dispatchers {
+    all: Pages<Dispatcher>,
+    by_span: BTreeMap<SpanId, Slot>,
+}
+
+impl Dispatchers {
+    fn len(&self) -> usize {
+        self.by_span.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.by_span.is_empty()
+    }
+
+    fn get(&self, span: SpanId) -> Option<&Dispatcher> {
+        self.all.get(*self.by_span.get(&span)?)
+    }
+
+    fn get_mut(&mut self, span: SpanId) -> Option<&mut Dispatcher> {
+        self.all.get_mut(*self.by_span.get(&span)?)
+    }
+
+    fn insert(&mut self, span: SpanId, dispatcher: Dispatcher) {
+        let slot = self.all.insert(dispatcher);
+        self.by_span.insert(span, slot);
+    }
+
+    /// Takes one out, if it is the one that is meant.
+    fn remove(&mut self, span: SpanId, writer_epoch: WriterEpoch) -> Option<Dispatcher> {
+        self.get(span).filter(|dispatcher| dispatcher.writer_epoch == writer_epoch)?;
+        self.all.remove(self.by_span.remove(&span)?)
+    }
+
+    /// Those after a span, in the order of their spans.
+    fn after(&self, span: Option<SpanId>) -> impl Iterator<Item = (SpanId, &Dispatcher)> {
+        let from = span.map_or(Bound::Unbounded, Bound::Excluded);
+        let rest = self.by_span.range((from, Bound::Unbounded));
+        rest.filter_map(|(span, slot)| Some((*span, self.all.get(*slot)?)))
+    }
+}
+
+/// The highest writer epoch that ended, was stopped or refused for a span, and where the one that ended had come to. Of a
+/// dispatcher that is there its own is higher, unless a later one was refused.
 type Ended = BTreeMap<SpanId, (WriterEpoch, Option<CommitTs>)>;
 
 /// The dispatchers of one changefeed.
@@ -56,7 +101,7 @@ struct Feed {
     epoch: ChangefeedEpoch,
     /// Where that maintainer is; `None` after the changefeed was stopped here.
     maintainer: Option<Incarnation>,
-    dispatchers: BTreeMap<SpanId, Dispatcher>,
+    dispatchers: Dispatchers,
     highest: Ended,
     news: Vec<DispatcherNews>,
     /// Failures that the maintainer has not shown to know of, and so are told with every heartbeat.
@@ -289,14 +334,13 @@ impl Host {
         feed.epoch = epoch;
         feed.maintainer = None;
         feed.unheard.clear();
-        let spans: Vec<_> = feed.dispatchers.iter().map(|(span, d)| (*span, d.writer_epoch)).collect();
+        let spans: Vec<_> = feed.dispatchers.after(None).map(|(span, d)| (span, d.writer_epoch)).collect();
         self.stop(changefeed, &spans)
     }
 
     fn tell_inventory(&mut self, changefeed: &ChangefeedId, after: Option<SpanId>) -> Vec<HostOutput> {
         let Some(feed) = self.feeds.get(changefeed) else { return Vec::new() };
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut rest = feed.dispatchers.range((from, Bound::Unbounded)).map(|(_, d)| d).peekable();
+        let mut rest = feed.dispatchers.after(after).map(|(_, d)| d).peekable();
         let (mut dispatchers, mut bytes) = (Vec::new(), 0);
         while dispatchers.len() < MESSAGE_MAX_DISPATCHERS
             && let Some(d) = rest.next_if(|d| bytes == 0 || bytes + d.span.bytes() <= MESSAGE_MAX_BYTES)
@@ -335,7 +379,8 @@ impl Host {
                     continue;
                 }
             }
-            feed.highest.insert(id, (new.writer_epoch, Some(new.start_ts)));
+            // A lower one is not needed any more: the dispatcher itself is remembered when it ends.
+            feed.highest.remove(&id);
             self.dispatcher_count += 1;
             outputs.push(HostOutput::Work(WorkOrder::StartDispatcher {
                 key: DispatcherKey { changefeed: changefeed.clone(), span: id, writer_epoch: new.writer_epoch },
@@ -360,7 +405,7 @@ impl Host {
         let Some(feed) = self.feeds.get_mut(changefeed) else { return Vec::new() };
         let mut outputs = Vec::new();
         for &(span, writer_epoch) in dispatchers {
-            if let Some(dispatcher) = feed.dispatchers.get_mut(&span)
+            if let Some(dispatcher) = feed.dispatchers.get_mut(span)
                 && (dispatcher.writer_epoch == writer_epoch || careless)
             {
                 dispatcher.state = DispatcherState::Stopping;
@@ -387,8 +432,7 @@ impl Host {
     /// A dispatcher works, and has come this far. The first news of it leave at once, later ones with the next flush.
     pub(crate) fn checkpoint(&mut self, key: &DispatcherKey, checkpoint_ts: CommitTs, split_at: Option<Arc<[u8]>>) {
         let Some(feed) = self.feeds.get_mut(&key.changefeed) else { return };
-        let Some(dispatcher) = feed.dispatchers.get_mut(&key.span).filter(|d| d.writer_epoch == key.writer_epoch)
-        else {
+        let Some(dispatcher) = feed.dispatchers.get_mut(key.span).filter(|d| d.writer_epoch == key.writer_epoch) else {
             return;
         };
         dispatcher.checkpoint_ts = dispatcher.checkpoint_ts.max(checkpoint_ts);
@@ -411,10 +455,9 @@ impl Host {
         failed: Option<DispatcherFate>,
     ) {
         let Some(feed) = self.feeds.get_mut(&key.changefeed) else { return };
-        if feed.dispatchers.get(&key.span).is_none_or(|d| d.writer_epoch != key.writer_epoch) {
+        if feed.dispatchers.remove(key.span, key.writer_epoch).is_none() {
             return;
         }
-        feed.dispatchers.remove(&key.span);
         self.dispatcher_count -= 1;
         let highest = feed.highest.entry(key.span).or_default();
         if highest.0 <= key.writer_epoch {
@@ -485,7 +528,7 @@ impl Feed {
         Self {
             epoch,
             maintainer: Some(maintainer.clone()),
-            dispatchers: BTreeMap::new(),
+            dispatchers: Dispatchers::default(),
             highest: BTreeMap::new(),
             news: Vec::new(),
             unheard: BTreeMap::new(),
@@ -507,7 +550,7 @@ impl Feed {
 
     /// What becomes of a creation.
     fn judge(&self, span: SpanId, writer_epoch: WriterEpoch, sealed: bool) -> Verdict {
-        if let Some(dispatcher) = self.dispatchers.get(&span) {
+        if let Some(dispatcher) = self.dispatchers.get(span) {
             let same = dispatcher.writer_epoch == writer_epoch;
             return match dispatcher.state {
                 DispatcherState::Working if same => {

@@ -12,6 +12,7 @@ mod maintainers;
 pub mod measure;
 pub mod model;
 pub mod mutant;
+mod pages;
 pub mod process;
 pub mod store;
 mod view;

@@ -30,8 +30,13 @@ use crate::{
 
 /// How many events may wait for the core.
 pub(super) const EVENTS_MAX: usize = 4096;
+/// How much of what has come together the core takes at once: as much as keeps a step short. What follows from all of it
+/// is decided once, so that a burst costs little more than one event.
+const STEP_MAX_WEIGHT: usize = 1024;
 /// The shortest time between two snapshots, so that a burst of events does not cost one each.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(20);
+/// How much longer that time is than a snapshot takes: in a cluster of ten thousand changefeeds it is no small thing.
+const SNAPSHOT_REST: u32 = 10;
 /// How long after a failed listing the next one is tried, and after a write of unknown outcome the listing: what could not
 /// be written is decided again from it.
 const RELOAD_BACKOFF: Duration = Duration::from_millis(500);
@@ -114,34 +119,63 @@ fn monotonic(started: time::Instant) -> Instant {
     Instant(started.elapsed())
 }
 
+/// How much of a step a call takes.
+fn weight(call: &Call) -> usize {
+    match call {
+        Call::Message(envelope) => envelope.weight(),
+        Call::Request { .. } | Call::Prove { .. } => 1,
+    }
+}
+
 impl Driver {
     /// Runs until it is told to leave, or the core finds that it cannot go on.
     pub(super) async fn run(mut self) -> Result<(), Halt> {
-        self.step(Event::Wake)?;
-        let mut published = time::Instant::now();
+        self.step([Event::Wake])?;
+        let mut next_snapshot = time::Instant::now() + SNAPSHOT_INTERVAL;
         let mut dirty = true;
         loop {
-            if dirty && published.elapsed() >= SNAPSHOT_INTERVAL {
-                published = time::Instant::now();
-                dirty = false;
+            if dirty && next_snapshot <= time::Instant::now() {
+                let began = time::Instant::now();
                 self.publish();
+                next_snapshot = began + SNAPSHOT_INTERVAL.max(began.elapsed() * SNAPSHOT_REST);
+                dirty = false;
             }
             let wake = self.process.wake_at().map(|at| self.tasks.started + at.0);
-            let publish = dirty.then_some(published + SNAPSHOT_INTERVAL);
-            let due = wake.into_iter().chain(publish).min();
-            let event = tokio::select! {
-                Some(event) = self.tasks.inbox.recv() => event,
-                Some(event) = self.work.recv() => Event::Work(event),
-                Some(call) = self.calls.recv() => self.call(call),
+            let due = wake.into_iter().chain(dirty.then_some(next_snapshot)).min();
+            let events = tokio::select! {
+                Some(event) = self.tasks.inbox.recv() => vec![event],
+                Some(event) = self.work.recv() => self.more_work(event),
+                Some(call) = self.calls.recv() => self.more_calls(call),
                 order = self.orders.recv() => match order {
-                    Some(Order::Terminate) => Event::Terminate,
+                    Some(Order::Terminate) => vec![Event::Terminate],
                     Some(Order::Leave) | None => return self.leave().await,
                 },
-                () = time::sleep_until(due.unwrap_or_else(|| time::Instant::now() + Duration::from_secs(1))) => Event::Wake,
+                () = time::sleep_until(due.unwrap_or_else(|| time::Instant::now() + Duration::from_secs(1))) => {
+                    vec![Event::Wake]
+                }
             };
             dirty = true;
-            self.step(event)?;
+            self.step(events)?;
         }
+    }
+
+    /// What else the data path has told by now.
+    fn more_work(&mut self, first: WorkEvent) -> Vec<Event> {
+        let rest = std::iter::from_fn(|| self.work.try_recv().ok()).take(STEP_MAX_WEIGHT);
+        std::iter::once(first).chain(rest).map(Event::Work).collect()
+    }
+
+    /// What else has come through the doors by now.
+    fn more_calls(&mut self, first: Call) -> Vec<Event> {
+        let mut used = weight(&first);
+        let mut events = vec![self.call(first)];
+        while used < STEP_MAX_WEIGHT
+            && let Ok(next) = self.calls.try_recv()
+        {
+            used += weight(&next);
+            events.push(self.call(next));
+        }
+        events
     }
 
     fn call(&mut self, call: Call) -> Event {
@@ -152,9 +186,9 @@ impl Driver {
         }
     }
 
-    fn step(&mut self, event: Event) -> Result<(), Halt> {
+    fn step(&mut self, events: impl IntoIterator<Item = Event>) -> Result<(), Halt> {
         let now = Now { monotonic: monotonic(self.tasks.started), wall: wall() };
-        for effect in self.process.handle(event, now) {
+        for effect in self.process.handle_all(events, now) {
             self.carry_out(effect)?;
         }
         Ok(())
@@ -302,7 +336,7 @@ impl Driver {
 
     /// Ends: all work stops, and the lease is given back, so that others need not wait for it to run out.
     async fn leave(mut self) -> Result<(), Halt> {
-        self.step(Event::Leave)?;
+        self.step([Event::Leave])?;
         let revoking = self.tasks.revoking.take();
         let ended = async {
             while let Some(event) = self.work.recv().await {

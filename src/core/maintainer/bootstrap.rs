@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Maintainer, Ordered, Output, Planned, Site, Stage, Then, position::Persisted, spans::Slot};
+use super::{Maintainer, Output, Planned, Site, Stage, Then, position::Persisted, spans::Slot};
 use crate::{
     model::{CaptureId, DrainState, HostedDispatcher, Incarnation, Instant, Order, SpanId, WriterEpoch},
     mutant::Mutant,
@@ -168,13 +168,12 @@ impl Maintainer {
         }
         self.unlisted.insert(span.table.clone());
         let at = Site { host: host.clone(), writer_epoch };
-        let stage = if stopping {
-            Stage::Stopping(Box::new(Ordered { at, due: self.now }), Then::Requeue)
-        } else {
-            Stage::Working(at)
-        };
+        let stage = if stopping { Stage::Stopping(at, Then::Requeue) } else { Stage::Working(at) };
         let checkpoint_ts = checkpoint_ts.max(self.checkpoint_ts);
         // What the predecessor had begun to move counts against the limit.
-        self.spans.insert(Planned { span, stage, checkpoint_ts, attempt: 0, failures: 0, moving: stopping });
+        let slot = self.spans.insert(Planned { span, stage, checkpoint_ts, attempt: 0, failures: 0, moving: stopping });
+        if stopping {
+            self.spans.repeat_at(slot, self.now);
+        }
     }
 }

@@ -19,7 +19,7 @@ use std::{
 use self::{
     bootstrap::Bootstrap,
     position::Persisted,
-    spans::{Ordered, Planned, Site, Slot, Spans, Stage, Then},
+    spans::{Planned, Site, Slot, Spans, Stage, Then},
     surplus::Surplus,
     tables::{Doubtful, TableNews},
 };
@@ -125,6 +125,8 @@ pub struct Maintainer {
     spans: Spans,
     /// When the moves that are on their way began, and whether an order for them was repeated.
     moves: BTreeMap<SpanId, (Instant, bool)>,
+    /// Where those are split that are being stopped for it.
+    splits: BTreeMap<Slot, Arc<[u8]>>,
     surplus: Surplus,
     counter: u64,
     /// How many more spans the present event may take up.
@@ -191,6 +193,7 @@ impl Maintainer {
             running: false,
             spans: Spans::default(),
             moves: BTreeMap::new(),
+            splits: BTreeMap::new(),
             surplus: Surplus::default(),
             counter: 0,
             room: usize::MAX,
@@ -402,8 +405,8 @@ impl Maintainer {
                 planned.checkpoint_ts = checkpoint_ts;
                 planned.failures = 0;
             }
-            if let Stage::Creating(ordered) = &planned.stage {
-                planned.stage = Stage::Working(ordered.at.clone());
+            if let Stage::Creating(at) = &planned.stage {
+                planned.stage = Stage::Working(at.clone());
                 arrived = std::mem::take(&mut planned.moving).then(|| planned.span.id());
                 planned.attempt = 0;
             }
@@ -417,7 +420,8 @@ impl Maintainer {
         let quiet = self.state.drain.is_none() && self.config.span_max_keys > 0;
         let works = || self.spans.get(slot).is_some_and(|planned| matches!(planned.stage, Stage::Working(_)));
         if let Some(at) = split.flatten().filter(|_| quiet && works()) {
-            self.stop(slot, Then::Split(at));
+            self.splits.insert(slot, at);
+            self.stop(slot, Then::Split);
         }
     }
 
@@ -435,15 +439,15 @@ impl Maintainer {
             // A table that was born anew meanwhile needs its span, which is in the plan already.
             Some(Then::Drop) if self.has_ended(slot) || self.mutants.has(Mutant::DropsReborn) => self.drop_span(slot),
             Some(Then::Requeue | Then::Drop) => self.let_go(slot),
-            Some(Then::Split(at)) => self.split(slot, &at),
+            Some(Then::Split) => self.split(slot),
             None => {}
         }
     }
 
-    fn split(&mut self, slot: Slot, at: &Arc<[u8]>) {
-        let Some(whole) = self.spans.remove(slot) else { return };
+    fn split(&mut self, slot: Slot) {
+        let Some((at, whole)) = self.splits.remove(&slot).zip(self.spans.remove(slot)) else { return };
         let Span { table, start, end } = whole.span.clone();
-        for (start, end) in [(start, at.clone()), (at.clone(), end)] {
+        for (start, end) in [(start, at.clone()), (at, end)] {
             let span = Span { table: table.clone(), start, end };
             let half = self.spans.insert(Planned { span, attempt: 0, moving: false, ..whole.clone() });
             self.let_go(half);
@@ -465,10 +469,11 @@ impl Maintainer {
         let stopped = self.spans.change(slot, |planned| {
             let at = planned.stage.site()?.clone();
             planned.attempt = 0;
-            planned.stage = Stage::Stopping(Box::new(Ordered { at: at.clone(), due }), then);
+            planned.stage = Stage::Stopping(at.clone(), then);
             Some((planned.span.id(), at))
         });
         if let Some((id, at)) = stopped.flatten() {
+            self.spans.repeat_at(slot, due);
             self.orders.entry(at.host).or_default().stop.push((id, at.writer_epoch));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Maintainer, Ordered, Output, Slot, Stage, Then};
+use super::{Maintainer, Output, Slot, Stage, Then};
 use crate::{
     measure::{Measurement, MoveKind, MoveOutcome},
     model::{Incarnation, Instant, Liveness, NewDispatcher, SpanId},
@@ -111,11 +111,12 @@ impl Maintainer {
         let Some(attempt) = self.spans.get(slot).map(|planned| planned.attempt) else { return };
         let due = self.later(attempt);
         let order = self.spans.change(slot, |planned| {
-            planned.stage = Stage::Creating(Box::new(Ordered { at: at.clone(), due }));
+            planned.stage = Stage::Creating(at.clone());
             // What is persisted was proven by an earlier maintainer, of this span, too.
             let start_ts = planned.checkpoint_ts.max(self.checkpoint_ts);
             NewDispatcher { span: planned.span.clone(), writer_epoch: at.writer_epoch, start_ts }
         });
+        self.spans.repeat_at(slot, due);
         self.orders.entry(at.host).or_default().create.extend(order);
     }
 
@@ -154,13 +155,14 @@ impl Maintainer {
             planned.attempt = attempt;
             let at = planned.stage.site()?.clone();
             let then = match &planned.stage {
-                Stage::Stopping(_, then) => then.clone(),
+                Stage::Stopping(_, then) => *then,
                 _ => Then::Requeue,
             };
-            planned.stage = Stage::Stopping(Box::new(Ordered { at: at.clone(), due }), then);
+            planned.stage = Stage::Stopping(at.clone(), then);
             Some((planned.span.id(), at))
         });
         if let Some((id, at)) = stopped.flatten() {
+            self.spans.repeat_at(slot, due);
             self.orders.entry(at.host).or_default().stop.push((id, at.writer_epoch));
         }
     }

@@ -11,7 +11,11 @@ use std::{
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::model::{CaptureId, CommitTs, Incarnation, Instant, Span, SpanId, WriterEpoch};
+pub(super) use crate::pages::Slot;
+use crate::{
+    model::{CaptureId, CommitTs, Incarnation, Instant, Span, SpanId, WriterEpoch},
+    pages::Pages,
+};
 
 /// Where a span's dispatcher is in its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,11 +23,11 @@ pub(super) enum Stage {
     /// Nobody works on it: it waits for a destination, not before this time.
     Queued { not_before: Instant },
     /// Its creation was ordered.
-    Creating(Box<Ordered>),
+    Creating(Site),
     /// It works.
     Working(Site),
     /// Its stop was ordered, and what follows is decided. From here it only goes forward.
-    Stopping(Box<Ordered>, Then),
+    Stopping(Site, Then),
 }
 
 /// A dispatcher at a host.
@@ -33,38 +37,22 @@ pub(super) struct Site {
     pub(super) writer_epoch: WriterEpoch,
 }
 
-/// A dispatcher at a host which an order was sent to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Ordered {
-    pub(super) at: Site,
-    /// When the order is repeated.
-    pub(super) due: Instant,
-}
-
 /// What follows a stop.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Then {
     /// It goes on at any destination.
     Requeue,
     /// Its table is gone.
     Drop,
     /// It becomes two.
-    Split(Arc<[u8]>),
+    Split,
 }
 
 impl Stage {
     pub(super) fn site(&self) -> Option<&Site> {
         match self {
             Self::Queued { .. } => None,
-            Self::Working(at) => Some(at),
-            Self::Creating(ordered) | Self::Stopping(ordered, _) => Some(&ordered.at),
-        }
-    }
-
-    fn due(&self) -> Option<Instant> {
-        match self {
-            Self::Queued { .. } | Self::Working(_) => None,
-            Self::Creating(ordered) | Self::Stopping(ordered, _) => Some(ordered.due),
+            Self::Working(at) | Self::Creating(at) | Self::Stopping(at, _) => Some(at),
         }
     }
 }
@@ -81,54 +69,6 @@ pub(super) struct Planned {
     pub(super) failures: u16,
     /// Whether it is on the move from one capture to another.
     pub(super) moving: bool,
-}
-
-/// A place in the plan. It is given to another span once its own is gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Slot(u32);
-
-/// How many spans grow the plan at once: growing never copies what is there.
-const PAGE_SPANS: usize = 1024;
-
-/// The spans themselves.
-#[derive(Debug, Default)]
-struct Pages {
-    pages: Vec<Vec<Option<Planned>>>,
-    free: Vec<u32>,
-}
-
-impl Pages {
-    fn get(&self, slot: Slot) -> Option<&Planned> {
-        let at = slot.0 as usize;
-        self.pages.get(at / PAGE_SPANS)?.get(at % PAGE_SPANS)?.as_ref()
-    }
-
-    fn entry(&mut self, slot: Slot) -> Option<&mut Option<Planned>> {
-        let at = slot.0 as usize;
-        self.pages.get_mut(at / PAGE_SPANS)?.get_mut(at % PAGE_SPANS)
-    }
-
-    fn insert(&mut self, planned: Planned) -> Slot {
-        if let Some(free) = self.free.pop() {
-            if let Some(entry) = self.entry(Slot(free)) {
-                *entry = Some(planned);
-            }
-            return Slot(free);
-        }
-        if self.pages.last().is_none_or(|page| page.len() == PAGE_SPANS) {
-            self.pages.push(Vec::with_capacity(PAGE_SPANS));
-        }
-        let before = (self.pages.len() - 1) * PAGE_SPANS;
-        let Some(page) = self.pages.last_mut() else { return Slot(0) };
-        page.push(Some(planned));
-        Slot(u32::try_from(before + page.len() - 1).unwrap_or(u32::MAX))
-    }
-
-    fn remove(&mut self, slot: Slot) -> Option<Planned> {
-        let planned = self.entry(slot)?.take()?;
-        self.free.push(slot.0);
-        Some(planned)
-    }
 }
 
 /// The spans of each table, by the hash of its name.
@@ -157,7 +97,7 @@ impl OnHost {
 /// All spans of a changefeed.
 #[derive(Debug, Default)]
 pub(super) struct Spans {
-    all: Pages,
+    all: Pages<Planned>,
     by_id: BTreeMap<SpanId, Slot>,
     by_table: Tables,
     by_host: BTreeMap<Arc<Incarnation>, OnHost>,
@@ -166,7 +106,9 @@ pub(super) struct Spans {
     /// Those on the move are apart: the limit on their number is another.
     queued: BTreeSet<(Instant, Slot)>,
     queued_moves: BTreeSet<(Instant, Slot)>,
-    due: BTreeSet<(Instant, Slot)>,
+    /// When the order that was sent for a span is repeated, of those for which one was.
+    due: BTreeMap<Slot, Instant>,
+    by_due: BTreeSet<(Instant, Slot)>,
     moving: usize,
     creating: usize,
 }
@@ -203,18 +145,33 @@ impl Spans {
         self.take_from_table(&planned.span);
         self.drop_checkpoint(planned.checkpoint_ts);
         self.unindex(slot, &Marks::of(&planned));
+        self.forget_order(slot);
         Some(planned)
     }
 
-    /// Changes a span, but not its range.
+    /// An order was sent for a span: it is repeated then, unless the span gets to another stage before.
+    pub(super) fn repeat_at(&mut self, slot: Slot, due: Instant) {
+        self.forget_order(slot);
+        self.due.insert(slot, due);
+        self.by_due.insert((due, slot));
+    }
+
+    fn forget_order(&mut self, slot: Slot) {
+        if let Some(due) = self.due.remove(&slot) {
+            self.by_due.remove(&(due, slot));
+        }
+    }
+
+    /// Changes a span, but not its range. An order that was sent for its stage is not repeated in another.
     pub(super) fn change<R>(&mut self, slot: Slot, change: impl FnOnce(&mut Planned) -> R) -> Option<R> {
-        let planned = self.all.entry(slot)?.as_mut()?;
+        let planned = self.all.get_mut(slot)?;
         let (before, from) = (Marks::of(planned), planned.checkpoint_ts);
         let result = change(planned);
         let (after, to) = (Marks::of(planned), planned.checkpoint_ts);
         if before != after {
             self.unindex(slot, &before);
             self.index(slot, &after);
+            self.forget_order(slot);
         }
         if from != to {
             self.drop_checkpoint(from);
@@ -236,9 +193,6 @@ impl Spans {
             let queue = if marks.moving { &mut self.queued_moves } else { &mut self.queued };
             queue.insert((not_before, slot));
         }
-        if let Some(due) = marks.due {
-            self.due.insert((due, slot));
-        }
         self.moving += usize::from(marks.moving);
         self.creating += usize::from(marks.creating && !marks.moving);
     }
@@ -259,9 +213,6 @@ impl Spans {
         if let Some(not_before) = marks.queued {
             let queue = if marks.moving { &mut self.queued_moves } else { &mut self.queued };
             queue.remove(&(not_before, slot));
-        }
-        if let Some(due) = marks.due {
-            self.due.remove(&(due, slot));
         }
         self.moving -= usize::from(marks.moving);
         self.creating -= usize::from(marks.creating && !marks.moving);
@@ -374,18 +325,18 @@ impl Spans {
 
     /// A span whose order is to be repeated.
     pub(super) fn next_due(&self, now: Instant) -> Option<Slot> {
-        self.due.first().filter(|(due, _)| *due <= now).map(|(_, slot)| *slot)
+        self.by_due.first().filter(|(due, _)| *due <= now).map(|(_, slot)| *slot)
     }
 
     /// When something is due.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        self.due.first().map(|(due, _)| *due)
+        self.by_due.first().map(|(due, _)| *due)
     }
 
     /// When the first queued span may be placed, of those that have to wait until then.
     pub(super) fn queue_after(&self, now: Instant) -> Option<Instant> {
         let after = |queue: &BTreeSet<(Instant, Slot)>| {
-            let waiting = (Bound::Excluded((now, Slot(u32::MAX))), Bound::Unbounded);
+            let waiting = (Bound::Excluded((now, Slot::LAST)), Bound::Unbounded);
             queue.range(waiting).next().map(|(not_before, _)| *not_before)
         };
         after(&self.queued).into_iter().chain(after(&self.queued_moves)).min()
@@ -440,8 +391,8 @@ struct Marks {
     host: Option<Arc<Incarnation>>,
     working: bool,
     creating: bool,
+    stopping: bool,
     queued: Option<Instant>,
-    due: Option<Instant>,
     moving: bool,
 }
 
@@ -451,11 +402,11 @@ impl Marks {
             host: planned.stage.site().map(|at| at.host.clone()),
             working: matches!(planned.stage, Stage::Working(_)),
             creating: matches!(planned.stage, Stage::Creating(_)),
+            stopping: matches!(planned.stage, Stage::Stopping(..)),
             queued: match planned.stage {
                 Stage::Queued { not_before } => Some(not_before),
                 _ => None,
             },
-            due: planned.stage.due(),
             moving: planned.moving,
         }
     }
@@ -521,9 +472,8 @@ mod tests {
         let slots: Vec<_> = spans.of_table("t").collect();
         for slot in &slots {
             let at = Site { host: host.clone(), writer_epoch: WriterEpoch::default() };
-            spans.change(*slot, |planned| {
-                planned.stage = Stage::Creating(Box::new(Ordered { at: at.clone(), due: Instant::default() }));
-            });
+            spans.change(*slot, |planned| planned.stage = Stage::Creating(at.clone()));
+            spans.repeat_at(*slot, Instant::default());
             assert_eq!((spans.creating(), spans.next_due(Instant::default())), (1, Some(*slot)));
             spans.change(*slot, |planned| {
                 planned.stage = Stage::Working(at);
@@ -536,6 +486,6 @@ mod tests {
             assert!(spans.remove(slot).is_some());
         }
         assert_eq!((spans.lowest(), spans.count_on(&host), spans.has_table("t")), (None, 0, false));
-        assert_eq!(spans.insert(plan(&[("a", "b")]).remove(Slot(0)).unwrap()), Slot(2), "the last one freed");
+        assert_eq!((spans.wake_at(), spans.counts().len()), (None, 0));
     }
 }

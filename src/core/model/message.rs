@@ -23,6 +23,23 @@ pub struct Envelope {
     pub body: Body,
 }
 
+impl Envelope {
+    /// How many things it names that have to be looked at: what it costs to take it, with others that come together.
+    pub fn weight(&self) -> usize {
+        let named = match &self.body {
+            Body::Command { command: Command::Heartbeat(heartbeat), .. } => heartbeat.shares.len(),
+            Body::Command { .. } | Body::Order { order: Order::Bootstrap { .. }, .. } => 0,
+            // Most of these are as they were.
+            Body::Report { report, .. } => report.maintainers.len() / 16,
+            Body::Order { order: Order::Create { dispatchers, .. }, .. } => dispatchers.len(),
+            Body::Order { order: Order::Stop(dispatchers), .. } => dispatchers.len(),
+            Body::Status { status: Status::Inventory { dispatchers, .. }, .. } => dispatchers.len(),
+            Body::Status { status: Status::Progress(news), .. } => news.len(),
+        };
+        1 + named
+    }
+}
+
 /// The four directions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
@@ -282,7 +299,7 @@ pub enum Status {
 }
 
 /// Most dispatchers in one message: it is taken in within milliseconds.
-pub const MESSAGE_MAX_DISPATCHERS: usize = 2048;
+pub const MESSAGE_MAX_DISPATCHERS: usize = 1024;
 /// Most bytes of names, keys and errors in one message, unless it names one dispatcher only: with its numbers it stays
 /// below gRPC's 4 MiB.
 pub const MESSAGE_MAX_BYTES: usize = 2 << 20;
