@@ -48,13 +48,12 @@ impl<T> Pages<T> {
             return free;
         }
         let slot = self.pages.len().saturating_sub(1) * PAGE + self.pages.last().map_or(0, Vec::len);
-        match self.pages.last_mut().filter(|page| page.len() < PAGE) {
-            Some(page) => page.push(Some(value)),
-            None => {
-                let mut page = Vec::with_capacity(PAGE);
-                page.push(Some(value));
-                self.pages.push(page);
-            }
+        if let Some(page) = self.pages.last_mut().filter(|page| page.len() < PAGE) {
+            page.push(Some(value));
+        } else {
+            let mut page = Vec::with_capacity(PAGE);
+            page.push(Some(value));
+            self.pages.push(page);
         }
         Slot(u32::try_from(slot).unwrap_or(u32::MAX))
     }
@@ -73,7 +72,7 @@ mod tests {
     #[test]
     fn a_slot_keeps_its_value_until_it_is_freed() {
         let mut pages = Pages::default();
-        let slots: Vec<_> = (0..PAGE * 2 + 1).map(|n| pages.insert(n)).collect();
+        let slots: Vec<_> = (0..=PAGE * 2).map(|n| pages.insert(n)).collect();
         assert!(slots.iter().enumerate().all(|(n, slot)| pages.get(*slot) == Some(&n)));
         assert_eq!(pages.remove(slots[PAGE]), Some(PAGE));
         assert_eq!(pages.get(slots[PAGE]), None);

@@ -19,6 +19,10 @@ const DISPATCHERS: usize = 1_000_000;
 /// How many dispatchers one message names.
 const BATCH: usize = 4096;
 const SHARE: u32 = 10_000;
+/// The time from one event to the next.
+const NEXT_EVENT: Duration = Duration::from_micros(10);
+/// What a dispatcher may take in the process that plans it, its names included.
+const BYTES_MAX: u64 = 300;
 
 struct Bench {
     maintainer: Maintainer,
@@ -55,7 +59,7 @@ fn heartbeat(version: u64, drain: bool) -> Heartbeat {
 
 impl Bench {
     fn give(&mut self, input: Input<'_>) {
-        self.now += Duration::from_micros(10);
+        self.now += NEXT_EVENT;
         let now = Now { monotonic: Instant(self.now), wall: UnixMillis(0) };
         let began = Clock::now();
         let outputs = self.maintainer.handle(input, now);
@@ -72,7 +76,8 @@ impl Bench {
     /// Hosts carry out at once what they are told, until nothing is left to do.
     fn settle(&mut self) {
         loop {
-            while self.maintainer.wake_at().is_some_and(|at| at <= Instant(self.now)) {
+            // It wants the next event a moment after this one when it has more to do.
+            while self.maintainer.wake_at().is_some_and(|at| at <= Instant(self.now + NEXT_EVENT)) {
                 self.give(Input::Wake);
             }
             let Some((to, order)) = self.waiting.pop() else { return };
@@ -158,9 +163,12 @@ fn a_million_dispatchers_are_drained() {
         bench.give(Input::Tables { born, ended: Vec::new(), resolved_ts: 5, resolved_at_ms: 5 });
         bench.settle();
     }
-    println!("{} bytes a dispatcher", resident().saturating_sub(before) / DISPATCHERS as u64);
+    let bytes = resident().saturating_sub(before) / DISPATCHERS as u64;
+    println!("{bytes} bytes a dispatcher");
+    assert!(bytes <= BYTES_MAX, "{bytes} bytes a dispatcher");
     bench.phase("planned and placed");
     let moves = bench.left();
+    assert_eq!(moves, DISPATCHERS as u64 / 3, "all were placed, evenly");
     bench.give(Input::Heard(&heartbeat(2, true)));
     bench.settle();
     while bench.left() > 0 {

@@ -183,7 +183,7 @@ impl Spans {
     fn index(&mut self, slot: Slot, marks: &Marks) {
         if let Some(host) = &marks.host {
             let on = self.by_host.entry(host.clone()).or_default();
-            if marks.working {
+            if marks.kind == Kind::Working {
                 on.working.insert(slot)
             } else {
                 on.ordered.insert(slot)
@@ -194,14 +194,14 @@ impl Spans {
             queue.insert((not_before, slot));
         }
         self.moving += usize::from(marks.moving);
-        self.creating += usize::from(marks.creating && !marks.moving);
+        self.creating += usize::from(marks.kind == Kind::Creating && !marks.moving);
     }
 
     fn unindex(&mut self, slot: Slot, marks: &Marks) {
         if let Some(host) = &marks.host
             && let Some(on) = self.by_host.get_mut(host)
         {
-            if marks.working {
+            if marks.kind == Kind::Working {
                 on.working.remove(&slot)
             } else {
                 on.ordered.remove(&slot)
@@ -215,7 +215,7 @@ impl Spans {
             queue.remove(&(not_before, slot));
         }
         self.moving -= usize::from(marks.moving);
-        self.creating -= usize::from(marks.creating && !marks.moving);
+        self.creating -= usize::from(marks.kind == Kind::Creating && !marks.moving);
     }
 
     fn count_checkpoint(&mut self, checkpoint_ts: CommitTs) {
@@ -385,13 +385,20 @@ impl Spans {
     }
 }
 
+/// A stage without what belongs to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Queued,
+    Creating,
+    Working,
+    Stopping,
+}
+
 /// What the indexes know of a span.
 #[derive(Debug, PartialEq, Eq)]
 struct Marks {
     host: Option<Arc<Incarnation>>,
-    working: bool,
-    creating: bool,
-    stopping: bool,
+    kind: Kind,
     queued: Option<Instant>,
     moving: bool,
 }
@@ -400,9 +407,12 @@ impl Marks {
     fn of(planned: &Planned) -> Self {
         Self {
             host: planned.stage.site().map(|at| at.host.clone()),
-            working: matches!(planned.stage, Stage::Working(_)),
-            creating: matches!(planned.stage, Stage::Creating(_)),
-            stopping: matches!(planned.stage, Stage::Stopping(..)),
+            kind: match planned.stage {
+                Stage::Queued { .. } => Kind::Queued,
+                Stage::Creating(_) => Kind::Creating,
+                Stage::Working(_) => Kind::Working,
+                Stage::Stopping(..) => Kind::Stopping,
+            },
             queued: match planned.stage {
                 Stage::Queued { not_before } => Some(not_before),
                 _ => None,
