@@ -3,41 +3,26 @@
 //! The seal is derived, not remembered: while the highest state that was heard lists this capture as not `Alive`, every
 //! creation of work is refused; a later state that no longer does lifts it.
 
+mod dispatchers;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::Bound,
     sync::Arc,
 };
 
+use self::dispatchers::{Dispatcher, DispatcherState, Dispatchers};
 use crate::{
     maintainer::{Input, Output},
     maintainers::Maintainers,
     model::{
         ChangefeedConfig, ChangefeedEpoch, ChangefeedId, CommitTs, DispatcherFate, DispatcherNews, DrainEpoch,
         DrainState, HostedDispatcher, Incarnation, MESSAGE_MAX_BYTES, MESSAGE_MAX_DISPATCHERS, NewDispatcher, Now,
-        Order, Report, Span, SpanId, Status, WorkCount, WriterEpoch, parts,
+        Order, Report, SpanId, Status, WorkCount, WriterEpoch, parts,
     },
     mutant::{Mutant, Mutants},
-    pages::{Pages, Slot},
     store::Revision,
     work::{DispatcherKey, WorkOrder},
 };
-
-/// A dispatcher that runs here.
-#[derive(Debug)]
-struct Dispatcher {
-    span: Span,
-    writer_epoch: WriterEpoch,
-    checkpoint_ts: CommitTs,
-    state: DispatcherState,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum DispatcherState {
-    Starting,
-    Working,
-    Stopping,
-}
 
 /// What becomes of the creation of a dispatcher.
 enum Verdict {
@@ -45,49 +30,6 @@ enum Verdict {
     /// It was ordered before; the news of its start or end will follow.
     UnderWay,
     Answer(DispatcherFate),
-}
-
-/// The dispatchers of one changefeed, by their spans.
-#[derive(Debug, Default)]
-struct Dispatchers {
-    all: Pages<Dispatcher>,
-    by_span: BTreeMap<SpanId, Slot>,
-}
-
-impl Dispatchers {
-    fn len(&self) -> usize {
-        self.by_span.len()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.by_span.is_empty()
-    }
-
-    fn get(&self, span: SpanId) -> Option<&Dispatcher> {
-        self.all.get(*self.by_span.get(&span)?)
-    }
-
-    fn get_mut(&mut self, span: SpanId) -> Option<&mut Dispatcher> {
-        self.all.get_mut(*self.by_span.get(&span)?)
-    }
-
-    fn insert(&mut self, span: SpanId, dispatcher: Dispatcher) {
-        let slot = self.all.insert(dispatcher);
-        self.by_span.insert(span, slot);
-    }
-
-    /// Takes one out, if it is the one that is meant.
-    fn remove(&mut self, span: SpanId, writer_epoch: WriterEpoch) -> Option<Dispatcher> {
-        self.get(span).filter(|dispatcher| dispatcher.writer_epoch == writer_epoch)?;
-        self.all.remove(self.by_span.remove(&span)?)
-    }
-
-    /// Those after a span, in the order of their spans.
-    fn after(&self, span: Option<SpanId>) -> impl Iterator<Item = (SpanId, &Dispatcher)> {
-        let from = span.map_or(Bound::Unbounded, Bound::Excluded);
-        let rest = self.by_span.range((from, Bound::Unbounded));
-        rest.filter_map(|(span, slot)| Some((*span, self.all.get(*slot)?)))
-    }
 }
 
 /// The highest writer epoch that ended, was stopped or refused for a span, and where the one that ended had come to. Of a
@@ -574,6 +516,7 @@ impl Feed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Span;
     use crate::model::{Liveness, NodeEpoch, Stamp, Term};
 
     fn life(name: &str) -> Incarnation {
