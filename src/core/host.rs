@@ -516,8 +516,7 @@ impl Feed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Span;
-    use crate::model::{Liveness, NodeEpoch, Stamp, Term};
+    use crate::model::{Liveness, NodeEpoch, Span, Stamp, Term};
 
     fn life(name: &str) -> Incarnation {
         Incarnation { capture: name.parse().unwrap(), node_epoch: NodeEpoch(1) }
