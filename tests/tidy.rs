@@ -33,14 +33,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     // In front of both doors: who may come in.
     ("listener", &["http", "tls", "view", "wire"]),
     ("client", &["tls", "view", "wire"]),
-    // The resource's stages are pure: whoever runs them brings the client.
-    ("resource", &["view"]),
-    ("reconcile", &["client", "clock", "resource", "view"]),
+    ("resource", &[]),
+    ("operator", &["client", "metrics", "resource", "telemetry", "tls", "view"]),
     // The process that wires all of it.
     ("node", &["client", "clock", "store", "pipeline", "metrics", "door", "wire", "http", "listener", "tls"]),
     // What people start.
-    ("demo", &["client", "clock", "door", "node", "pipeline", "reconcile", "resource", "store", "verify", "view"]),
-    ("cli", &["client", "clock", "demo", "http", "node", "reconcile", "resource", "store", "tls", "view"]),
+    ("demo", &["client", "clock", "door", "node", "operator", "pipeline", "resource", "store", "verify", "view"]),
+    ("cli", &["client", "clock", "demo", "http", "node", "operator", "resource", "store", "tls", "view"]),
     ("main", &["cli"]),
 ];
 

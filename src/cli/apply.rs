@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     client::Client,
-    reconcile::reconcile,
+    operator::reconcile,
     resource::{CaptureDrain, ManifestError, ending, is_drained, is_finished, parse, stalled, to_yaml},
 };
 

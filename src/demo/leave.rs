@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     clock::wall,
-    reconcile::reconcile,
+    operator::reconcile,
     resource::{CaptureDrain, ManifestError, is_drained, is_finished, parse},
     verify::Proof,
 };

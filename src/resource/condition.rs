@@ -3,22 +3,30 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-pub(super) const ACCEPTED: &str = "Accepted";
-pub(super) const DRAINED: &str = "Drained";
-pub(super) const RECONCILING: &str = "Reconciling";
-pub(super) const STALLED: &str = "Stalled";
-pub(super) const SUCCEEDED: &str = "Succeeded";
-pub(super) const FINISHED: &str = "Finished";
+/// The target was found.
+pub const ACCEPTED: &str = "Accepted";
+/// The target is proven empty.
+pub const DRAINED: &str = "Drained";
+/// It goes on.
+pub const RECONCILING: &str = "Reconciling";
+/// It does not go on by itself.
+pub const STALLED: &str = "Stalled";
+/// How it ended.
+pub const SUCCEEDED: &str = "Succeeded";
+/// It has ended.
+pub const FINISHED: &str = "Finished";
 
 /// The conditions of one generation at one moment.
-pub(super) struct Conditions {
+#[derive(Debug)]
+pub struct Conditions {
     all: Vec<Condition>,
     generation: Option<i64>,
     now: Timestamp,
 }
 
 impl Conditions {
-    pub(super) fn new(before: &[Condition], generation: Option<i64>, now: Timestamp) -> Self {
+    /// Of a generation, as they were before.
+    pub fn new(before: &[Condition], generation: Option<i64>, now: Timestamp) -> Self {
         let mut all = before.to_vec();
         // Those that do not change speak of this generation, too.
         for condition in &mut all {
@@ -27,7 +35,8 @@ impl Conditions {
         Self { all, generation, now }
     }
 
-    pub(super) fn set(&mut self, kind: &str, is: bool, reason: &str, message: impl Into<String>) {
+    /// Says how one is.
+    pub fn set(&mut self, kind: &str, is: bool, reason: &str, message: impl Into<String>) {
         let status = if is { "True" } else { "False" };
         let known = self.all.iter().position(|condition| condition.type_ == kind);
         let since =
@@ -46,24 +55,25 @@ impl Conditions {
         }
     }
 
-    /// Only when it was there before.
-    pub(super) fn lift(&mut self, kind: &str, reason: &str) {
+    /// Says that one does not hold any more, if it was there before.
+    pub fn lift(&mut self, kind: &str, reason: &str) {
         if self.all.iter().any(|condition| condition.type_ == kind) {
             self.set(kind, false, reason, "");
         }
     }
 
-    pub(super) fn into_inner(self) -> Vec<Condition> {
+    /// All of them.
+    pub fn into_inner(self) -> Vec<Condition> {
         self.all
     }
 }
 
 /// A condition by its name.
-pub(super) fn find<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
+pub fn find<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
     conditions.iter().find(|condition| condition.type_ == kind)
 }
 
 /// Whether a condition is there and `True`.
-pub(super) fn is_true(conditions: &[Condition], kind: &str) -> bool {
+pub fn is_true(conditions: &[Condition], kind: &str) -> bool {
     find(conditions, kind).is_some_and(|condition| condition.status == "True")
 }

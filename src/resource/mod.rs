@@ -1,61 +1,41 @@
-//! The `CaptureDrain` resource and the stages that reconcile it, pure: whoever runs them brings the cluster.
-//!
-//! `validate` (which capture is meant) → `plan` (what to do) → the caller acts → `status` (what came of it).
+//! The `CaptureDrain` resource: the type, its manifests, and how it is read.
 
 mod condition;
 #[allow(unreachable_pub, reason = "the derive macro makes items of its own public")]
 mod crd;
 mod manifest;
-mod plan;
-mod status;
-#[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
-mod tests;
-mod validate;
-
-use crate::view::{CaptureView, DrainEndView, DrainView};
 
 pub use self::{
+    condition::{ACCEPTED, Conditions, DRAINED, FINISHED, RECONCILING, STALLED, SUCCEEDED, find, is_true},
     crd::{
         BlockedBy, CaptureDrain, CaptureDrainSpec, CaptureDrainStatus, ClusterKind, ClusterRef, LimitPolicy, Progress,
         Target, Work, crd_yaml,
     },
     manifest::{ManifestError, parse, to_yaml},
-    plan::{Action, Plan, Stage, plan},
-    status::{Outcome, ending, is_drained, is_finished, stalled, status},
-    validate::{Aim, validate},
 };
 
-/// Why nothing is seen of a cluster.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unseen {
-    /// Nobody answers, or nobody who can.
-    #[error("{0}")]
-    Unreachable(String),
-    /// Those who answer and this process do not trust each other.
-    #[error("{0}")]
-    Unauthorized(String),
+/// Whether the run has ended.
+pub fn is_finished(drain: &CaptureDrain) -> bool {
+    drain.status.as_ref().is_some_and(|status| is_true(&status.conditions, FINISHED))
 }
 
-impl Unseen {
-    /// Of the condition `Stalled`.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Unreachable(_) => "ClusterUnreachable",
-            Self::Unauthorized(_) => "Unauthorized",
-        }
-    }
+/// Whether the target is proven empty.
+pub fn is_drained(drain: &CaptureDrain) -> bool {
+    drain.status.as_ref().is_some_and(|status| is_true(&status.conditions, DRAINED))
 }
 
-/// What was seen of a cluster at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Observed {
-    /// Why nothing was seen; all else is empty then.
-    pub unseen: Option<Unseen>,
-    /// All registered captures.
-    pub captures: Vec<CaptureView>,
-    /// The drain that is on.
-    pub drain: DrainView,
-    /// Drains that have ended, oldest first.
-    pub ends: Vec<DrainEndView>,
+/// Why the run ended, once it has.
+pub fn ending(drain: &CaptureDrain) -> Option<&str> {
+    reason(drain, FINISHED)
+}
+
+/// Why it will not go on by itself, when it will not.
+pub fn stalled(drain: &CaptureDrain) -> Option<&str> {
+    reason(drain, STALLED)
+}
+
+/// The reason of a condition that is `True`.
+fn reason<'a>(drain: &'a CaptureDrain, kind: &str) -> Option<&'a str> {
+    let status = drain.status.as_ref()?;
+    find(&status.conditions, kind).filter(|found| found.status == "True").map(|found| found.reason.as_str())
 }

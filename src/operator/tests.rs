@@ -4,10 +4,15 @@ use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, Refusal};
 use jiff::Timestamp;
 
 use super::{
-    Action, CaptureDrain, Observed, Outcome, Stage, Unseen, ending, is_drained, is_finished, parse, plan, stalled,
-    status, validate,
+    observe::{Cluster, Observed, Surroundings, Unseen},
+    plan::{Action, Stage, plan},
+    status::{Outcome, status},
+    validate::validate,
 };
-use crate::view::{BlockerView, CaptureView, DrainEndView, DrainView, WorkView};
+use crate::{
+    resource::{CaptureDrain, ending, is_drained, is_finished, parse, stalled},
+    view::{BlockerView, CaptureView, DrainEndView, DrainView, WorkView},
+};
 
 const INITIAL: WorkView = WorkView { maintainers: 1, dispatchers: 3 };
 
@@ -35,11 +40,11 @@ fn capture(id: &str, node_epoch: &str) -> CaptureView {
     }
 }
 
-fn cluster() -> Observed {
-    Observed { captures: vec![capture("a", "0a"), capture("b", "0b")], ..Observed::default() }
+fn cluster() -> Cluster {
+    Cluster { captures: vec![capture("a", "0a"), capture("b", "0b")], ..Cluster::default() }
 }
 
-fn draining(target: &str, left: Option<WorkView>) -> Observed {
+fn draining(target: &str, left: Option<WorkView>) -> Cluster {
     let drain = DrainView {
         is_draining: true,
         draining_capture_id: Some(target.to_owned()),
@@ -53,10 +58,10 @@ fn draining(target: &str, left: Option<WorkView>) -> Observed {
         initial: Some(INITIAL),
         ..DrainView::default()
     };
-    Observed { drain, ..cluster() }
+    Cluster { drain, ..cluster() }
 }
 
-fn ended(outcome: &str) -> Observed {
+fn ended(outcome: &str) -> Cluster {
     let end = DrainEndView {
         drain_epoch: 7,
         target: "b".to_owned(),
@@ -69,16 +74,26 @@ fn ended(outcome: &str) -> Observed {
         ended_at: "2026-01-01T00:00:01Z".to_owned(),
         duration_ms: 1000,
     };
-    Observed { ends: vec![end], ..cluster() }
+    Cluster { ends: vec![end], ..cluster() }
+}
+
+/// What is seen at a second of the test.
+fn seen(cluster: Cluster, second: i64) -> Observed {
+    let now = Timestamp::from_second(1_800_000_000 + second).unwrap();
+    Observed { now, cluster: Ok(cluster), around: Surroundings::default() }
 }
 
 /// One round. What it wanted done.
-fn round(drain: &mut CaptureDrain, observed: &Observed, outcome: &Outcome, second: i64) -> Action {
+fn look(drain: &mut CaptureDrain, observed: &Observed, outcome: &Outcome) -> Action {
     let aim = validate(drain, observed);
     let plan = plan(drain, &aim, observed);
-    let now = Timestamp::from_second(1_800_000_000 + second).unwrap();
-    drain.status = Some(status(drain, &aim, &plan, outcome, observed, now));
+    drain.status = Some(status(drain, &aim, &plan, outcome, observed));
     plan.action
+}
+
+/// One round without surroundings.
+fn round(drain: &mut CaptureDrain, cluster: &Cluster, outcome: &Outcome, second: i64) -> Action {
+    look(drain, &seen(cluster.clone(), second), outcome)
 }
 
 fn started() -> Outcome {
@@ -157,7 +172,7 @@ fn a_pod_is_proven_empty_and_the_run_ends_when_it_is_gone() {
     round(&mut drain, &ended("Drained"), &Outcome::Idle, 1);
     check(&drain, "Drained", &[("Drained", "True", "Proven"), ("Reconciling", "True", "AwaitingPodDeletion")]);
     assert!(is_drained(&drain) && !is_finished(&drain));
-    let gone = Observed { captures: vec![capture("a", "0a")], ..ended("Drained") };
+    let gone = Cluster { captures: vec![capture("a", "0a")], ..ended("Drained") };
     round(&mut drain, &gone, &Outcome::Idle, 2);
     check(&drain, "Succeeded", &[("Drained", "True", "Proven"), ("Finished", "True", "PodGone")]);
 }
@@ -167,7 +182,7 @@ fn a_new_registration_voids_the_proof() {
     let mut drain = drain("podName: pod-b");
     round(&mut drain, &cluster(), &started(), 0);
     round(&mut drain, &ended("Drained"), &Outcome::Idle, 1);
-    let reborn = Observed { captures: vec![capture("a", "0a"), capture("b", "0c")], ..ended("Drained") };
+    let reborn = Cluster { captures: vec![capture("a", "0a"), capture("b", "0c")], ..ended("Drained") };
     round(&mut drain, &reborn, &Outcome::Idle, 2);
     check(&drain, "Failed", &[("Drained", "False", "InProgress"), ("Succeeded", "False", "TargetReplaced")]);
 }
@@ -212,8 +227,8 @@ fn what_stalls_says_so_and_goes_on_when_it_can() {
         (Unseen::Unreachable("no answer".to_owned()), "ClusterUnreachable"),
         (Unseen::Unauthorized("who are you".to_owned()), "Unauthorized"),
     ] {
-        let away = Observed { unseen: Some(unseen), ..Observed::default() };
-        assert_eq!(round(&mut drain, &away, &Outcome::Idle, 0), Action::Nothing);
+        let away = Observed { cluster: Err(unseen), ..seen(Cluster::default(), 0) };
+        assert_eq!(look(&mut drain, &away, &Outcome::Idle), Action::Nothing);
         check(&drain, "Unknown", &[("Stalled", "True", reason)]);
     }
     round(&mut drain, &cluster(), &Outcome::Refused(Refusal::NoPeers(CaptureId::new("b").unwrap())), 1);
@@ -232,7 +247,7 @@ fn what_stalls_says_so_and_goes_on_when_it_can() {
 }
 
 /// A drain that is on and last came along at this second of the test.
-fn moved_at(second: i64, blocked_by: Option<&str>) -> Observed {
+fn moved_at(second: i64, blocked_by: Option<&str>) -> Cluster {
     let mut observed = draining("b", Some(INITIAL));
     let blocker = |kind: &str| BlockerView { kind: kind.to_owned(), name: None };
     observed.drain.blocked_by = blocked_by.into_iter().map(blocker).collect();
@@ -268,7 +283,7 @@ fn what_does_not_come_along_within_its_progress_deadline_is_stalled() {
 
 #[test]
 fn who_has_no_peers_is_held_or_let_go_as_the_policy_says() {
-    use super::LimitPolicy::{Hold, Proceed};
+    use crate::resource::LimitPolicy::{Hold, Proceed};
     // Policy, progress deadline, seconds without a destination, and whether the run has ended.
     for (policy, deadline, seconds, over) in [
         (Hold, None, 9_999, false),
@@ -303,9 +318,10 @@ fn a_deleted_object_withdraws_its_own_drain_only() {
     drain.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(deleted));
     let mut others = draining("b", Some(INITIAL));
     others.drain.drain_epoch = 8;
+    let others = seen(others, 1);
     let aim = validate(&drain, &others);
     assert_eq!(plan(&drain, &aim, &others).action, Action::Nothing, "epoch 8 is another's");
-    let ours = draining("b", Some(INITIAL));
+    let ours = seen(draining("b", Some(INITIAL)), 1);
     let action = plan(&drain, &aim, &ours);
     assert_eq!(action.action, Action::Cancel { capture: CaptureId::new("b").unwrap(), epoch: DrainEpoch(7) });
     assert_eq!(action.stage, Stage::Ended { reason: "Withdrawn", succeeded: false });
