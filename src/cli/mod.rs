@@ -6,6 +6,7 @@ mod completions;
 mod demo;
 mod drain;
 mod exit;
+mod operator;
 mod pace;
 mod progress;
 mod server;
@@ -138,6 +139,7 @@ Examples:
     )]
     Changefeed(changefeed::ChangefeedCommand),
     Apply(apply::ApplyArgs),
+    Operator(Box<operator::OperatorArgs>),
     /// Print the custom resource definition
     #[command(after_help = "Example:\n  capturedrain crd | kubectl apply --server-side -f -")]
     Crd,
@@ -223,7 +225,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<Exit, Failure> {
-    let serves = matches!(cli.command, Command::Server(_));
+    let serves = matches!(cli.command, Command::Server(_) | Command::Operator(_));
     let filter = cli.common.log.clone().unwrap_or_else(|| {
         let quiet = if matches!(cli.command, Command::Demo(_)) { "off" } else { "warn" };
         if serves { telemetry::DEFAULT_FILTER.to_owned() } else { quiet.to_owned() }
@@ -252,6 +254,7 @@ async fn dispatch(command: Command, common: &Common) -> Result<Exit, Failure> {
         Command::History => show::history(common).await,
         Command::Changefeed(command) => changefeed::run(command, common).await,
         Command::Apply(args) => apply::run(args, common).await,
+        Command::Operator(args) => operator::run(*args).await,
         Command::Crd => crd(),
         Command::Openapi => print(crate::http::document()).map(|()| Exit::Done),
         Command::Demo(args) => demo::run(args, common).await,

@@ -143,6 +143,16 @@ impl Client {
         Ok(Self { servers: Known::new(servers.into_iter().map(|(_, addr)| addr).collect()), dialer })
     }
 
+    /// A client of the captures behind a Service, `host:port` each. Those who are called by an address prove that they are
+    /// of this name.
+    ///
+    /// # Errors
+    /// When an address makes no sense.
+    pub fn of_service(servers: &[String], credentials: Option<Current>, name: &str) -> Result<Self, ClientError> {
+        let client = Self::with_credentials(servers, credentials)?;
+        Ok(Self { dialer: client.dialer.behind(name), ..client })
+    }
+
     /// A capture's own way to its cluster, by a `host:port`.
     pub(crate) fn of_capture(addr: String, dialer: Dialer) -> Self {
         Self { servers: Known::new(vec![addr]), dialer }

@@ -28,7 +28,7 @@ use self::state::State;
 use crate::{clock::wall, view::outcome_name};
 
 /// What every name begins with.
-const PREFIX: &str = "capturedrain";
+pub const PREFIX: &str = "capturedrain";
 
 /// Upper bounds of the buckets, in seconds: the first, and how many; each is twice the one before.
 type Buckets = (f64, u16);
@@ -142,13 +142,18 @@ impl Metrics {
 
     /// All series, as they are at this moment.
     pub fn page(&self, format: Format) -> String {
-        let mut page = String::new();
-        // A string takes whatever is written to it.
-        let _: fmt::Result = text::encode(&mut page, &self.registry);
-        match format {
-            Format::OpenMetrics => page,
-            Format::Text => format::as_text(&page),
-        }
+        page(&self.registry, format)
+    }
+}
+
+/// All series of a registry, as they are at this moment.
+pub fn page(registry: &Registry, format: Format) -> String {
+    let mut page = String::new();
+    // A string takes whatever is written to it.
+    let _: fmt::Result = text::encode(&mut page, registry);
+    match format {
+        Format::OpenMetrics => page,
+        Format::Text => format::as_text(&page),
     }
 }
 

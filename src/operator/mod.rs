@@ -5,9 +5,14 @@
 //! A cluster is reached through a [`backend`].
 
 pub mod apply;
+pub mod avoid;
 pub mod backend;
+pub mod controller;
+pub mod due;
+pub mod event;
 pub mod observe;
 pub mod plan;
+pub mod queue;
 pub mod status;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a test")]

@@ -136,12 +136,16 @@ fn is_leaving(observed: &Observed) -> bool {
 /// It is given up: a drain that nobody else asked for is called off, a target that was proven empty goes back to work.
 fn withdraw(drain: &CaptureDrain, reason: &'static str, aim: &Aim, cluster: &Cluster, observed: &Observed) -> Plan {
     let stage = Stage::Ended { reason, succeeded: false };
-    let Some(epoch) = epoch(drain) else { return Plan::wait(stage) };
-    let capture = drain.status.as_ref().and_then(|status| status.capture_id.as_deref());
+    let own = requester(drain);
+    let on = &cluster.drain;
+    // It may have been asked for, and the answer not written down.
+    let is_own = on.is_draining && on.requesters.iter().any(|other| other.ends_with(&own));
+    let Some(epoch) = epoch(drain).or(is_own.then_some(on.drain_epoch)) else { return Plan::wait(stage) };
+    let capture = drain.status.as_ref().and_then(|status| status.capture_id.as_ref());
+    let capture = capture.or(on.draining_capture_id.as_ref().filter(|_| is_own));
     let Some(capture) = capture.and_then(|capture| CaptureId::new(capture).ok()) else { return Plan::wait(stage) };
     let action = if is_on(cluster, epoch) {
-        let own = requester(drain);
-        let is_alone = cluster.drain.requesters.iter().all(|other| other.ends_with(&own));
+        let is_alone = on.requesters.iter().all(|other| other.ends_with(&own));
         if is_alone { Action::Cancel { capture, epoch: DrainEpoch(epoch) } } else { Action::Nothing }
     } else {
         match aim {

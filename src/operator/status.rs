@@ -19,7 +19,7 @@ use crate::{
 
 /// How long a drain may be without a destination before `noPeersPolicy: Proceed` ends it, unless
 /// `progressDeadlineSeconds` says otherwise: longer than a capture that restarts takes to register.
-const NO_PEERS_PATIENCE_SECONDS: i64 = 60;
+pub const NO_PEERS_PATIENCE_SECONDS: i64 = 60;
 
 /// What the caller's action came to.
 #[derive(Debug, Clone, PartialEq, Eq)]

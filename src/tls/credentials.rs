@@ -39,6 +39,33 @@ pub struct Files {
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
+/// Credentials in PEM that are in no files.
+#[derive(Clone, Default)]
+pub struct Pem {
+    /// Certificates of the CAs that are believed; `None`: the system's.
+    pub ca: Option<Vec<u8>>,
+    /// The own certificate, its chain behind it, and its key.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl std::fmt::Debug for Pem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pem").finish_non_exhaustive()
+    }
+}
+
+impl Pem {
+    /// With names by which complaints call its parts.
+    pub(super) fn named(self, name: &str) -> (Files, Texts) {
+        let part = |key: &str| PathBuf::from(format!("{name}, {key}"));
+        let files = Files {
+            ca: self.ca.as_ref().map(|_| part("ca.crt")),
+            identity: self.identity.as_ref().map(|_| (part("tls.crt"), part("tls.key"))),
+        };
+        (files, Texts { ca: self.ca, identity: self.identity })
+    }
+}
+
 /// The bytes of the files.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct Texts {

@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use tokio::{sync::watch, task, time};
 
-use super::{Credentials, Files, TlsError, credentials::Texts};
+use super::{
+    Credentials, Files, TlsError,
+    credentials::{Pem, Texts},
+};
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -26,6 +29,15 @@ impl Current {
     /// When the files are no good.
     pub fn fixed(files: &Files) -> Result<Self, TlsError> {
         Ok(Self(watch::channel(Arc::new(Credentials::load(files)?)).1))
+    }
+
+    /// Credentials that came otherwise, as out of a Secret, and stay as they are. `name` says where from.
+    ///
+    /// # Errors
+    /// When they are no good.
+    pub fn of_pem(name: &str, pem: Pem) -> Result<Self, TlsError> {
+        let (files, texts) = pem.named(name);
+        Ok(Self(watch::channel(Arc::new(Credentials::of(&files, &texts)?)).1))
     }
 
     /// Credentials that follow their files for as long as somebody has this. New ones that are no good are logged, and

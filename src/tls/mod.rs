@@ -15,7 +15,7 @@ use rustls::crypto::CryptoProvider;
 
 pub use self::{
     caller::{Caller, REQUESTER_HEADER, Role},
-    credentials::{Credentials, Files},
+    credentials::{Credentials, Files, Pem},
     current::Current,
     dialer::Dialer,
     distrust::{Distrust, distrust},

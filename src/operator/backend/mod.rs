@@ -1,6 +1,7 @@
 //! What a `CaptureDrain` is carried out by: a cluster of this project, or one of `TiCDC`.
 
 mod grpc;
+mod timed;
 
 use std::fmt;
 
@@ -11,6 +12,8 @@ use super::{
     observe::{Cluster, Unseen},
     status::Outcome,
 };
+
+pub use self::timed::{Durations, Timed};
 
 /// A cluster that can be asked. Whoever holds it decides nothing: what to ask follows from the plan.
 pub trait Backend: Send + Sync + fmt::Debug {

@@ -1,0 +1,284 @@
+//! What Kubernetes has, kept up to date by watches: drains, pods and nodes, each cut down to what is looked at.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use futures::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _, stream};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, NodeSpec, Pod as KubePod, PodSpec, PodStatus};
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    runtime::{
+        WatchStreamExt as _,
+        reflector::{self, ObjectRef, Store, store::Writer},
+        watcher,
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::sync::broadcast;
+
+use super::clusters::ClusterKey;
+use crate::{
+    operator::{
+        avoid::Place,
+        observe::{Pod, PodSeen},
+    },
+    resource::{CaptureDrain, is_finished},
+};
+
+/// How many changes of drains may wait for a slow reconciler.
+const BUFFER: usize = 1024;
+/// The label by which pods of one `StatefulSet` or `Deployment` tell their revisions.
+const REVISIONS: [&str; 2] = ["controller-revision-hash", "pod-template-hash"];
+
+/// Why something is not known yet, by what it is.
+type Complaints = Arc<Mutex<BTreeMap<&'static str, String>>>;
+
+/// Everything that is watched.
+#[derive(Clone)]
+pub(super) struct Caches {
+    pub(super) drains: Store<CaptureDrain>,
+    pods: Store<KubePod>,
+    nodes: Store<Node>,
+    changes: broadcast::Sender<Change>,
+    complaints: Complaints,
+}
+
+/// Whom something that has changed concerns.
+#[derive(Debug, Clone)]
+enum Change {
+    /// This drain, and those of its cluster that wait for it.
+    Drain(Box<(ObjectRef<CaptureDrain>, ClusterKey)>),
+    /// Every drain of a namespace.
+    Pod(Option<String>),
+    /// Every drain.
+    Node,
+}
+
+impl Debug for Caches {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Caches").field("drains", &self.drains.len()).finish_non_exhaustive()
+    }
+}
+
+impl Caches {
+    /// Begins to watch. Watches that fail are tried again for ever.
+    pub(super) fn start(client: &Client, namespace: Option<&str>) -> Self {
+        let complaints = Complaints::default();
+        let changes = broadcast::channel(BUFFER).0;
+        // Nobody may be there to hear of a change, so sending may fail.
+        let (drains, writer) = reflector::store();
+        let told = changes.clone();
+        let api = namespaced::<CaptureDrain>(client, namespace);
+        keep(
+            api,
+            writer,
+            "capturedrains",
+            &complaints,
+            |drain| drain.managed_fields_mut().clear(),
+            move |drain| {
+                let of = (ObjectRef::from_obj(drain), ClusterKey::of(drain));
+                let _ = told.send(Change::Drain(Box::new(of)));
+            },
+        );
+        let (pods, writer) = reflector::store();
+        let told = changes.clone();
+        let api = namespaced::<KubePod>(client, namespace);
+        keep(api, writer, "pods", &complaints, slim_pod, move |pod| {
+            let _ = told.send(Change::Pod(pod.namespace()));
+        });
+        let (nodes, writer) = reflector::store();
+        let told = changes.clone();
+        let seen = Mutex::new(BTreeMap::new());
+        keep(Api::<Node>::all(client.clone()), writer, "nodes", &complaints, slim_node, move |node| {
+            if is_news(&seen, node) {
+                let _ = told.send(Change::Node);
+            }
+        });
+        Self { drains, pods, nodes, changes, complaints }
+    }
+
+    /// Each drain that something concerns from now on.
+    pub(super) fn concerned(&self) -> impl Stream<Item = ObjectRef<CaptureDrain>> + Send + 'static + use<> {
+        let drains = self.drains.clone();
+        let changes = stream::unfold(self.changes.subscribe(), |mut changes| async move {
+            match changes.recv().await {
+                Ok(change) => Some((change, changes)),
+                // What was missed may concern anybody.
+                Err(broadcast::error::RecvError::Lagged(_)) => Some((Change::Node, changes)),
+                Err(broadcast::error::RecvError::Closed) => None,
+            }
+        });
+        changes.flat_map(move |change| {
+            let mut concerned = unfinished(&drains, |drain| match &change {
+                Change::Drain(of) => of.1.is_of(drain),
+                Change::Pod(namespace) => drain.metadata.namespace == *namespace,
+                Change::Node => true,
+            });
+            if let Change::Drain(of) = change {
+                concerned.retain(|other| *other != of.0);
+                concerned.push(of.0);
+            }
+            stream::iter(concerned)
+        })
+    }
+
+    /// Waits until drains and pods are known. Nodes are for preferences only, so nothing waits for them.
+    pub(super) async fn ready(&self) {
+        // The writers live as long as the process.
+        let _ = self.drains.wait_until_ready().await;
+        let _ = self.pods.wait_until_ready().await;
+    }
+
+    /// Whether all was listed.
+    pub(super) fn is_ready(&self) -> bool {
+        let is_listed = |ready: Option<bool>| ready == Some(true);
+        is_listed(self.drains.wait_until_ready().now_or_never().map(|ready| ready.is_ok()))
+            && is_listed(self.pods.wait_until_ready().now_or_never().map(|ready| ready.is_ok()))
+            && is_listed(self.nodes.wait_until_ready().now_or_never().map(|ready| ready.is_ok()))
+    }
+
+    /// What is not known at the moment, and why.
+    pub(super) fn complaints(&self) -> BTreeMap<&'static str, String> {
+        self.complaints.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A pod by its name.
+    pub(super) fn pod(&self, namespace: &str, name: &str) -> PodSeen {
+        match self.pods.get(&ObjectRef::new(name).within(namespace)) {
+            None => PodSeen::Missing,
+            Some(pod) => PodSeen::There(Pod {
+                uid: pod.uid().unwrap_or_default(),
+                ips: ips(&pod),
+                created_at: created(&*pod),
+                is_deleting: pod.metadata.deletion_timestamp.is_some(),
+            }),
+        }
+    }
+
+    /// Where each pod of a namespace is, by its UID.
+    pub(super) fn places(&self, namespace: &str) -> BTreeMap<String, Place> {
+        let pods = self.pods.state_filter(|pod| pod.metadata.namespace.as_deref() == Some(namespace));
+        let place = |pod: &KubePod| Place {
+            node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+            revision: REVISIONS.iter().find_map(|label| pod.labels().get(*label).cloned()),
+            created_at: created(pod),
+            tolerations: pod.spec.as_ref().and_then(|spec| spec.tolerations.clone()).unwrap_or_default(),
+        };
+        pods.iter().map(|pod| (pod.uid().unwrap_or_default(), place(pod))).collect()
+    }
+
+    /// All nodes, by their names.
+    pub(super) fn nodes(&self) -> BTreeMap<String, NodeSpec> {
+        self.nodes.state().iter().map(|node| (node.name_any(), node.spec.clone().unwrap_or_default())).collect()
+    }
+}
+
+/// Those drains that are not over and are meant.
+pub(super) fn unfinished(
+    drains: &Store<CaptureDrain>,
+    is_meant: impl Fn(&CaptureDrain) -> bool,
+) -> Vec<ObjectRef<CaptureDrain>> {
+    let found = drains.state_filter(|drain| !is_finished(drain) && is_meant(drain));
+    found.iter().map(|drain| ObjectRef::from_obj(&**drain)).collect()
+}
+
+fn namespaced<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+{
+    namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
+}
+
+/// Keeps a store up to date for as long as the process lives.
+fn keep<K>(
+    api: Api<K>,
+    writer: Writer<K>,
+    what: &'static str,
+    complaints: &Complaints,
+    slim: impl Fn(&mut K) + Send + 'static,
+    tell: impl Fn(&K) + Send + 'static,
+) where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    let complaints = complaints.clone();
+    let events = watcher(api, watcher::Config::default()).default_backoff().modify(slim);
+    let heard = complaints.clone();
+    let events = events.inspect_ok(move |_| {
+        heard.lock().unwrap_or_else(PoisonError::into_inner).remove(what);
+    });
+    tokio::spawn(async move {
+        let mut touched = Box::pin(events.reflect(writer).touched_objects());
+        while let Some(event) = touched.next().await {
+            match event {
+                Ok(object) => tell(&object),
+                Err(error) => complain(&complaints, what, &error),
+            }
+        }
+    });
+}
+
+fn complain(complaints: &Complaints, what: &'static str, error: &watcher::Error) {
+    let sentence = error.to_string();
+    let before = complaints.lock().unwrap_or_else(PoisonError::into_inner).insert(what, sentence.clone());
+    // Said once, not at each attempt.
+    if before.as_ref() != Some(&sentence) {
+        tracing::warn!(what, error = sentence, "cannot be watched");
+    }
+}
+
+fn created(object: &impl Resource<DynamicType = ()>) -> Timestamp {
+    object.meta().creation_timestamp.as_ref().map(|created| created.0).unwrap_or_default()
+}
+
+fn ips(pod: &KubePod) -> Vec<String> {
+    let ips = pod.status.as_ref().and_then(|status| status.pod_ips.as_ref());
+    ips.into_iter().flatten().map(|ip| ip.ip.clone()).collect()
+}
+
+fn slim_pod(pod: &mut KubePod) {
+    pod.managed_fields_mut().clear();
+    pod.metadata.owner_references = None;
+    pod.metadata.finalizers = None;
+    pod.labels_mut().retain(|label, _| REVISIONS.contains(&label.as_str()));
+    pod.annotations_mut()
+        .retain(|name, _| name.starts_with("capturedrain.io/") || name.starts_with("tidb.pingcap.com/"));
+    pod.spec = pod.spec.take().map(|spec| PodSpec {
+        node_name: spec.node_name,
+        tolerations: spec.tolerations,
+        ..PodSpec::default()
+    });
+    pod.status = pod.status.take().map(|status| PodStatus {
+        phase: status.phase,
+        pod_ips: status.pod_ips,
+        ..PodStatus::default()
+    });
+}
+
+fn slim_node(node: &mut Node) {
+    node.managed_fields_mut().clear();
+    node.labels_mut().clear();
+    node.annotations_mut().clear();
+    node.status = None;
+    node.spec = node.spec.take().map(|spec| NodeSpec {
+        unschedulable: spec.unschedulable,
+        taints: spec.taints,
+        ..NodeSpec::default()
+    });
+}
+
+/// Whether a node has changed in what is looked at: its kubelet touches it all the time.
+fn is_news(seen: &Mutex<BTreeMap<String, u64>>, node: &Node) -> bool {
+    let mut hasher = DefaultHasher::new();
+    let spec = node.spec.as_ref();
+    spec.and_then(|spec| spec.unschedulable).hash(&mut hasher);
+    for taint in spec.and_then(|spec| spec.taints.as_ref()).into_iter().flatten() {
+        (&taint.key, &taint.value, &taint.effect).hash(&mut hasher);
+    }
+    let now = hasher.finish();
+    seen.lock().unwrap_or_else(PoisonError::into_inner).insert(node.name_any(), now) != Some(now)
+}

@@ -1,0 +1,220 @@
+//! Connections to clusters: one each, for as long as a drain of it is not over, whatever the number of its drains.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt as _};
+use kube::Client;
+use tokio::{
+    sync::{mpsc, watch},
+    task::AbortHandle,
+    time::{self, Instant},
+};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use super::{metrics::Metrics, resolve::resolve};
+use crate::{
+    operator::{
+        backend::Backend,
+        observe::{Cluster, Unseen},
+    },
+    resource::{CaptureDrain, ClusterRef},
+};
+
+/// How long a cluster may be silent before it counts as unreachable: longer than one takes to elect a coordinator.
+const SILENCE: Duration = Duration::from_secs(30);
+/// How soon a way to a cluster is looked for again, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How often the numbers of one drain are passed on at most.
+const PACE: Duration = Duration::from_millis(250);
+
+/// Which cluster, and how it is reached.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ClusterKey {
+    pub(super) namespace: String,
+    pub(super) service: String,
+    pub(super) is_ticdc: bool,
+    pub(super) tls_secret: Option<String>,
+    pub(super) user_secret: Option<String>,
+}
+
+impl ClusterKey {
+    pub(super) fn of(drain: &CaptureDrain) -> Self {
+        let ClusterRef { service_name, kind, tls_secret_name, user_secret_name } = drain.spec.cluster_ref.clone();
+        Self {
+            namespace: drain.metadata.namespace.clone().unwrap_or_default(),
+            service: service_name,
+            is_ticdc: kind == crate::resource::ClusterKind::TiCdc,
+            tls_secret: tls_secret_name,
+            user_secret: user_secret_name,
+        }
+    }
+
+    /// Whether a drain is of this cluster.
+    pub(super) fn is_of(&self, drain: &CaptureDrain) -> bool {
+        Self::of(drain) == *self
+    }
+}
+
+/// What is known of a cluster.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Known {
+    /// What it said last, or why it says nothing; `None` while it was not asked for long.
+    pub(super) seen: Option<Result<Cluster, Unseen>>,
+    /// The way to it.
+    pub(super) backend: Option<Arc<dyn Backend>>,
+}
+
+/// Ends its task when it is dropped.
+#[derive(Debug)]
+struct Connection {
+    known: watch::Receiver<Known>,
+    task: AbortHandle,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// All connections.
+#[derive(Debug)]
+pub(super) struct Clusters {
+    client: Client0,
+    metrics: Arc<Metrics>,
+    connections: Mutex<BTreeMap<ClusterKey, Connection>>,
+    news: mpsc::UnboundedSender<ClusterKey>,
+}
+
+/// A client that can be printed.
+struct Client0(Client);
+
+impl std::fmt::Debug for Client0 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Client")
+    }
+}
+
+impl Clusters {
+    /// Without connections, and the clusters of which something is news.
+    pub(super) fn new(
+        client: Client,
+        metrics: Arc<Metrics>,
+    ) -> (Self, impl Stream<Item = ClusterKey> + Send + 'static) {
+        let (news, heard) = mpsc::unbounded_channel();
+        let clusters = Self { client: Client0(client), metrics, connections: Mutex::default(), news };
+        (clusters, UnboundedReceiverStream::new(heard))
+    }
+
+    /// What is known of a cluster. It is connected to when it was not.
+    pub(super) fn known(&self, key: &ClusterKey) -> Known {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let connection = connections.entry(key.clone()).or_insert_with(|| {
+            let (known, receiver) = watch::channel(Known::default());
+            let follower = Follower {
+                client: self.client.0.clone(),
+                metrics: self.metrics.clone(),
+                key: key.clone(),
+                known,
+                news: self.news.clone(),
+            };
+            Connection { known: receiver, task: tokio::spawn(follower.run()).abort_handle() }
+        });
+        connection.known.borrow().clone()
+    }
+
+    /// Ends the connections that nobody needs.
+    pub(super) fn keep(&self, is_needed: impl Fn(&ClusterKey) -> bool) {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| is_needed(key));
+    }
+}
+
+/// Follows one cluster.
+struct Follower {
+    client: Client,
+    metrics: Arc<Metrics>,
+    key: ClusterKey,
+    known: watch::Sender<Known>,
+    news: mpsc::UnboundedSender<ClusterKey>,
+}
+
+impl Follower {
+    async fn run(self) {
+        let mut pause = RETRY.0;
+        loop {
+            match resolve(&self.client, &self.key, &self.metrics).await {
+                Ok(backend) => {
+                    self.known.send_modify(|known| known.backend = Some(backend.clone()));
+                    if self.follow(&*backend).await {
+                        pause = RETRY.0;
+                    }
+                }
+                Err(unseen) => self.say(Err(unseen)),
+            }
+            time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY.1);
+        }
+    }
+
+    /// Passes on what a cluster says, until it has been silent for too long. Whether it said anything.
+    async fn follow(&self, backend: &dyn Backend) -> bool {
+        let mut views = backend.follow();
+        let mut has_spoken = false;
+        let mut last_told = Instant::now() - PACE;
+        let mut waiting: Option<Cluster> = None;
+        let mut silent_since: Option<(Instant, Unseen)> = None;
+        loop {
+            let too_long = silent_since.as_ref().map(|(since, _)| *since + SILENCE);
+            tokio::select! {
+                view = views.next() => match view {
+                    None => {
+                        let unseen = silent_since.map(|(_, unseen)| unseen);
+                        self.say(Err(unseen.unwrap_or_else(|| Unseen::Unreachable("the cluster is silent".to_owned()))));
+                        return has_spoken;
+                    }
+                    Some(Ok(cluster)) => {
+                        (has_spoken, silent_since) = (true, None);
+                        waiting = Some(cluster);
+                    }
+                    Some(Err(Unseen::Unreachable(why))) => {
+                        let since = silent_since.map_or_else(Instant::now, |(since, _)| since);
+                        silent_since = Some((since, Unseen::Unreachable(why)));
+                    }
+                    // It answers, so that there is nothing to wait for.
+                    Some(Err(unseen)) => {
+                        self.say(Err(unseen));
+                        return has_spoken;
+                    }
+                },
+                () = time::sleep_until(last_told + PACE), if waiting.is_some() => {
+                    if let Some(cluster) = waiting.take() {
+                        last_told = Instant::now();
+                        self.say(Ok(cluster));
+                    }
+                }
+                () = time::sleep_until(too_long.unwrap_or(last_told)), if too_long.is_some() => {
+                    if let Some((_, unseen)) = silent_since {
+                        self.say(Err(unseen));
+                    }
+                    return has_spoken;
+                }
+            }
+        }
+    }
+
+    fn say(&self, seen: Result<Cluster, Unseen>) {
+        let is_news = self.known.send_if_modified(|known| {
+            let is_news = known.seen.as_ref() != Some(&seen);
+            known.seen = Some(seen);
+            is_news
+        });
+        if is_news {
+            // Without a reconciler there is nobody to tell.
+            let _ = self.news.send(self.key.clone());
+        }
+    }
+}

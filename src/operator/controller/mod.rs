@@ -1,0 +1,164 @@
+//! The operator as a process: caches of what Kubernetes has, connections to clusters, and the stages run for each
+//! `CaptureDrain` by the replica that holds the Lease.
+
+mod cache;
+mod clusters;
+mod error;
+mod lease;
+mod metrics;
+mod probe;
+mod reconcile;
+mod resolve;
+mod write;
+
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+
+use futures::{FutureExt as _, StreamExt as _, stream};
+use kube::{
+    Client,
+    runtime::{
+        Controller,
+        controller::{self, Config},
+        events::{Recorder, Reporter},
+        reflector::ObjectRef,
+    },
+};
+use tokio::{net::TcpListener, sync::watch, time};
+
+use self::{cache::Caches, clusters::Clusters, metrics::Metrics, reconcile::Context};
+use crate::resource::CaptureDrain;
+
+/// Who writes, as Kubernetes is told.
+const MANAGER: &str = "capturedrain-operator";
+/// How many drains are reconciled at once.
+const CONCURRENCY: u16 = 8;
+/// How long what is being carried out may take once the process is to end.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// How the operator runs.
+#[derive(Debug, Clone)]
+pub struct OperatorConfig {
+    /// Where probes and metrics are served.
+    pub addr: SocketAddr,
+    /// The only namespace that is looked after; `None`: all.
+    pub namespace: Option<String>,
+    /// Where the Lease is, and what it is called.
+    pub lease: (String, String),
+    /// Who this replica is.
+    pub identity: String,
+    /// How long the Lease outlives its holder.
+    pub lease_duration: Duration,
+}
+
+/// Why the operator cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorError {
+    /// The address is taken, or not one of this machine.
+    #[error("cannot listen on {addr}")]
+    Listen {
+        /// Where.
+        addr: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Runs until `stop`, then gives the Lease back.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub async fn run(
+    config: OperatorConfig,
+    client: Client,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), OperatorError> {
+    let addr = config.addr;
+    let listener = TcpListener::bind(addr).await.map_err(|source| OperatorError::Listen { addr, source })?;
+    let caches = Caches::start(&client, config.namespace.as_deref());
+    let metrics = Arc::new(Metrics::new(caches.clone()));
+    let server = tokio::spawn(probe::serve(listener, caches.clone(), metrics.clone()));
+    let (ending, stopped) = watch::channel(false);
+    tokio::spawn(stop.map(move |()| ending.send_replace(true)));
+    let mut lease = lease::compete(&client, &config);
+    tracing::info!(%addr, identity = config.identity, "operator started");
+    loop {
+        if until(&mut lease, stopped.clone(), true).await {
+            break;
+        }
+        metrics.set_leader(true);
+        tracing::info!(identity = config.identity, "this replica has the lease and reconciles");
+        let lost = lease.clone();
+        lead(&client, &caches, &metrics, &config, lost, stopped.clone()).await;
+        metrics.set_leader(false);
+        if *stopped.borrow() {
+            break;
+        }
+        tracing::warn!(identity = config.identity, "this replica has lost the lease");
+    }
+    // Nobody listens to the lease any more, so it is given back.
+    lease.release().await;
+    server.abort();
+    Ok(())
+}
+
+/// Waits until the lease is held, or is not; `true` when the process is to end.
+async fn until(lease: &mut lease::Lease, mut stopped: watch::Receiver<bool>, held: bool) -> bool {
+    tokio::select! {
+        biased;
+        _ = stopped.wait_for(|stopped| *stopped) => true,
+        () = lease.until(held) => false,
+    }
+}
+
+/// Reconciles until the lease is lost or the process is to end.
+async fn lead(
+    client: &Client,
+    caches: &Caches,
+    metrics: &Arc<Metrics>,
+    config: &OperatorConfig,
+    mut lease: lease::Lease,
+    stopped: watch::Receiver<bool>,
+) {
+    let (clusters, news) = Clusters::new(client.clone(), metrics.clone());
+    let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(config.identity.clone()) };
+    let recorder = Recorder::new(client.clone(), reporter);
+    let context = Arc::new(Context::new(client.clone(), caches.clone(), clusters, recorder, metrics.clone()));
+    let mut ended = Box::pin(async move { until(&mut lease, stopped, false).await }).shared();
+    let drains = caches.drains.clone();
+    let of_cluster = news.flat_map(move |key| stream::iter(cache::unfinished(&drains, |drain| key.is_of(drain))));
+    let everything = caches.clone();
+    let ready = async move { everything.ready().await }.into_stream();
+    let concerned = caches.concerned();
+    let controller = Controller::for_shared_stream(stream::pending(), caches.drains.clone())
+        .with_config(Config::default().concurrency(CONCURRENCY))
+        .reconcile_all_on(ready)
+        .reconcile_on(of_cluster)
+        .reconcile_on(concerned)
+        .graceful_shutdown_on(ended.clone().map(|_| ()));
+    let mut rounds = Box::pin(controller.run(reconcile::reconcile, reconcile::retry, context.clone()));
+    let told = async {
+        while let Some(round) = rounds.next().await {
+            tell(&round);
+        }
+    };
+    tokio::select! {
+        () = told => {}
+        () = async { (&mut ended).await; time::sleep(GOODBYE).await } => {}
+    }
+}
+
+type Round = Result<
+    (ObjectRef<CaptureDrain>, controller::Action),
+    controller::Error<error::Error, kube::runtime::watcher::Error>,
+>;
+
+fn tell(round: &Round) {
+    match round {
+        Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
+        Err(controller::Error::ReconcilerFailed(error, object)) => {
+            let (namespace, category) = (object.namespace.as_deref().unwrap_or_default(), error.category());
+            tracing::warn!(namespace, name = object.name, category, error = %error.chain(), "a round failed");
+        }
+        Err(error) => tracing::warn!(%error, "the controller failed for a moment"),
+    }
+}
