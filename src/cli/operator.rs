@@ -23,8 +23,8 @@ const LEASE_MIN: Duration = Duration::from_secs(3);
 #[command(after_help = "\
 Examples:
   kubectl apply -f crds/capturedrain.yaml
-  capturedrain operator                         as the kubeconfig says, or inside of a cluster as its pod
-  capturedrain operator --namespace shop        looks after one namespace only
+  capturedrain operator                   as the kubeconfig or the own pod says
+  capturedrain operator --namespace shop  looks after one namespace only
 
 Several replicas may run: the one that holds the Lease reconciles, another takes over when it ends. SIGTERM gives the Lease \
 back; drains that are on go on.")]
