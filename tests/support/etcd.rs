@@ -1,24 +1,22 @@
 //! A real etcd, on free ports and a temporary folder, that goes with the test.
 
-use std::{
-    env, fs,
-    net::TcpListener,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+#[path = "guard.rs"]
+#[allow(dead_code, reason = "shared with the tests on Kubernetes")]
+pub(crate) mod guard;
 
-use tempfile::TempDir;
+use std::{env, fs, net::TcpListener, path::PathBuf, time::Duration};
+
+use guard::{Folder, Process};
 use tokio::time;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running etcd.
 pub(crate) struct Etcd {
-    folder: TempDir,
+    folder: Folder,
     ports: (u16, u16),
     options: Vec<String>,
-    process: Option<Child>,
+    process: Option<Process>,
     /// CA, certificate and key, when clients have to have a certificate.
     tls: Option<[PathBuf; 3]>,
 }
@@ -46,7 +44,7 @@ impl Etcd {
     }
 
     async fn up(options: Vec<String>, tls: Option<[PathBuf; 3]>) -> Self {
-        let mut etcd = Self { folder: tempfile::tempdir().unwrap(), ports: free_ports(), options, process: None, tls };
+        let mut etcd = Self { folder: Folder::new(), ports: free_ports(), options, process: None, tls };
         etcd.launch();
         etcd.wait().await;
         etcd
@@ -56,27 +54,21 @@ impl Etcd {
         let binary = env::var("CAPTUREDRAIN_ETCD").unwrap_or_else(|_| "etcd".to_owned());
         let client = self.client_url();
         let peer = format!("http://127.0.0.1:{}", self.ports.1);
-        let mut command = Command::new(&binary);
-        if let Some([ca, cert, key]) = &self.tls {
-            command.arg("--trusted-ca-file").arg(ca).arg("--cert-file").arg(cert).arg("--key-file").arg(key);
-            command.arg("--client-cert-auth");
+        let mut command = vec![binary, "--data-dir".to_owned(), self.folder.path().display().to_string()];
+        let urls = ["--listen-client-urls", &client, "--advertise-client-urls", &client];
+        let peers = ["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer];
+        let cluster = ["--initial-cluster", &format!("default={peer}"), "--log-level", "error"];
+        command.extend([urls, peers, cluster].concat().into_iter().map(str::to_owned));
+        if let Some(files) = &self.tls {
+            let [ca, cert, key] = files.each_ref().map(|path| path.display().to_string());
+            command.extend(["--trusted-ca-file".to_owned(), ca, "--cert-file".to_owned(), cert]);
+            command.extend(["--key-file".to_owned(), key, "--client-cert-auth".to_owned()]);
         }
-        let process = command
-            .arg("--data-dir")
-            .arg(self.folder.path())
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("default={peer}"), "--log-level", "error"])
-            .args(&self.options)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        let missing =
-            |error| panic!("{binary} cannot be started ({error}): `make tools` installs it, `make test` names it");
-        self.process = Some(process.unwrap_or_else(missing));
+        command.extend(self.options.iter().cloned());
+        self.process = Some(Process::start(&command, None));
     }
 
-    async fn wait(&self) {
+    async fn wait(&mut self) {
         let answers = async {
             loop {
                 let options = self.client_options();
@@ -84,6 +76,7 @@ impl Etcd {
                 if matches!(time::timeout(Duration::from_secs(1), asked).await, Ok(Ok(_))) {
                     return;
                 }
+                self.process.as_mut().expect("it was launched").assert_running();
                 time::sleep(Duration::from_millis(50)).await;
             }
         };
@@ -115,12 +108,15 @@ impl Etcd {
         Some(etcd_client::ConnectOptions::new().with_tls(tls.identity(identity)))
     }
 
+    /// Its process, unless it was ended.
+    #[allow(dead_code, reason = "for the tests that look for what is left over")]
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
     /// Ends it at once.
     pub(crate) fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill().unwrap();
-            process.wait().unwrap();
-        }
+        self.process = None;
     }
 
     /// Starts it again on the same data, and waits until it answers.
@@ -128,11 +124,5 @@ impl Etcd {
         self.kill();
         self.launch();
         self.wait().await;
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        self.kill();
     }
 }

@@ -1,0 +1,8 @@
+//! On a real API server: what it makes of the CRD, and that the servers of these tests go with them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+
+#[path = "../support/api_server.rs"]
+#[allow(dead_code, reason = "other targets use more of it")]
+mod api_server;
+mod harness;
