@@ -126,11 +126,11 @@ impl ApiServer {
     pub(crate) async fn start_with(setup: Setup) -> Self {
         let (folder, etcd) = (Folder::new(), Etcd::start_with(&["--unsafe-no-fsync"]).await);
         let authority = authority();
-        let admin = Access::write(folder.path().join("unready"), "https://127.0.0.1:1", "", &Credential::Token(String::new()));
+        let admin =
+            Access::write(folder.path().join("unready"), "https://127.0.0.1:1", "", &Credential::Token(String::new()));
         let (namespaces, accesses) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let (controllers, server, port) = (None, None, 0);
-        let mut api =
-            Self { controllers, server, etcd, folder, authority, admin, port, setup, namespaces, accesses };
+        let mut api = Self { controllers, server, etcd, folder, authority, admin, port, setup, namespaces, accesses };
         api.write_papers();
         for _ in 0..STARTS_MAX {
             api.port = free_port();

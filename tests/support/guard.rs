@@ -25,7 +25,7 @@ while read -r verb what; do
         remove) folders="$folders $what" ;;
     esac
 done
-for group in $groups; do kill -9 -- "-$group"; done
+for group in $groups; do kill -9 "-$group"; done
 tries=0
 until rm -rf $folders || [ $((tries += 1)) -gt 50 ]; do sleep 0.1; done
 "#;
