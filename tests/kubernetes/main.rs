@@ -1,4 +1,4 @@
-//! On a real API server: what it makes of the CRD, and that the servers of these tests go with them.
+//! On a real API server: what it makes of the CRD, what the operator does, and that the servers of these tests go with them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
@@ -6,3 +6,5 @@
 #[allow(dead_code, reason = "other targets use more of it")]
 mod api_server;
 mod harness;
+mod operator;
+mod shop;

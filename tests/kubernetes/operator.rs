@@ -1,0 +1,131 @@
+//! The operator against a real API server and real captures.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::{
+    api_server,
+    shop::{Operator, Shop, condition, wait_for},
+};
+
+/// A cluster and an operator that looks after it.
+async fn scene(stem: &str, tables: usize) -> (Shop, Operator) {
+    let shop = Shop::open(api_server::shared().await, stem, tables).await;
+    let operator = Operator::start(&shop.admin, &shop.namespace, &[]);
+    operator.wait_until_leading().await;
+    (shop, operator)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_is_drained_and_the_run_ends_when_it_is_gone() {
+    let (mut shop, operator) = scene("road", 60).await;
+    let target = shop.a_follower().await;
+    shop.drain("x", &target, json!({"deadlineSeconds": 300, "reason": "node upgrade"})).await;
+    shop.kubectl(&["wait", "--for=condition=Drained", "--timeout=60s", "cdrain/x"]).await;
+    let status = shop.status("x").await;
+    assert_eq!(
+        (status["phase"].as_str(), status["liveness"].as_str()),
+        (Some("Drained"), Some("Stopping")),
+        "{status:#}"
+    );
+    assert_eq!(status["podUID"], shop.uid(&target), "{status:#}");
+    assert_eq!(status["progress"]["remaining"], json!({"maintainers": 0, "dispatchers": 0}), "{status:#}");
+    assert_eq!(condition(&status, "Reconciling").1, "AwaitingPodDeletion", "{status:#}");
+    let history = shop.json(&["history"]).await;
+    assert_eq!((&history[0]["outcome"], &history[0]["reason"]), (&json!("Drained"), &json!("node upgrade")));
+    assert_eq!(history[0]["drain_epoch"], status["epoch"]);
+    let held = shop.object("x").await.unwrap()["metadata"]["finalizers"].clone();
+    assert_eq!(held, json!(["capturedrain.io/drain"]));
+    shop.delete_pod(&target).await;
+    let status = shop.wait_for_end("x", "PodGone").await;
+    assert_eq!(condition(&status, "Succeeded"), ("True".to_owned(), "PodGone".to_owned()), "{status:#}");
+    assert_eq!(condition(&status, "Drained").0, "True", "{status:#}");
+    let held = wait_for("the finalizer to go", async || {
+        let object = shop.object("x").await?;
+        object["metadata"]["finalizers"].is_null().then_some(object)
+    })
+    .await;
+    assert!(held["status"]["completionTime"].is_string());
+    let told = wait_for("the last event", async || {
+        let events = shop.events("x").await;
+        events.iter().any(|reason| reason == "DrainSucceeded").then_some(events)
+    })
+    .await;
+    assert_eq!(told, ["DrainStarted", "Drained", "DrainSucceeded"], "{}", operator.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_capture_is_drained_within_a_second() {
+    let (shop, operator) = scene("idle", 0).await;
+    let target = shop.a_follower().await;
+    // The first drain pays for the way to the cluster.
+    let began = Instant::now();
+    shop.drain("x", &target, json!({})).await;
+    shop.wait_for_condition("x", "Drained", "True", "NothingToDrain").await;
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}: {}", operator.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_drain_is_called_off_and_what_moved_stays() {
+    let (shop, _operator) = scene("withdraw", 400).await;
+    let target = shop.a_follower().await;
+    shop.drain("x", &target, json!({})).await;
+    wait_for("a middle", async || {
+        let status = shop.status("x").await;
+        let left = status["progress"]["remaining"]["dispatchers"].as_i64()?;
+        let initial = status["progress"]["initial"]["dispatchers"].as_i64()?;
+        (left < initial && left > 0).then_some(())
+    })
+    .await;
+    shop.kubectl(&["delete", "cdrain", "x", "--timeout=60s"]).await;
+    let capture = shop.capture(&target).await.unwrap();
+    assert_eq!(capture["liveness"], "Alive", "{capture:#}");
+    assert_eq!(shop.json(&["history"]).await[0]["outcome"], "Cancelled");
+    assert!(shop.events("x").await.contains(&"DrainWithdrawn".to_owned()), "{:?}", shop.events("x").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_goes_on_when_the_operator_and_the_coordinator_die() {
+    let (mut shop, mut operator) = scene("deaths", 400).await;
+    let (target, coordinator) = (shop.a_follower().await, shop.coordinator().await);
+    shop.drain("x", &target, json!({})).await;
+    let epoch = wait_for("a beginning", async || shop.status("x").await["epoch"].as_i64()).await;
+    operator.kill();
+    shop.kill(&coordinator);
+    operator.run();
+    let status = shop.wait_for_condition("x", "Drained", "True", "Proven").await;
+    assert_eq!(status["epoch"], epoch, "{status:#}");
+    assert_eq!(shop.events("x").await.iter().filter(|reason| *reason == "DrainStarted").count(), 1);
+}
+
+fn phases(statuses: &[Value]) -> Vec<&str> {
+    statuses.iter().map(|status| status["phase"].as_str().unwrap_or_default()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drains_of_one_cluster_take_turns_and_the_coordinator_comes_last() {
+    let (mut shop, _operator) = scene("queue", 30).await;
+    let coordinator = shop.coordinator().await;
+    let others: Vec<_> = ["cdc-0", "cdc-1", "cdc-2"].into_iter().filter(|pod| *pod != coordinator).collect();
+    // The coordinator's is the oldest.
+    shop.drain("of-coordinator", "cdc-9", json!({})).await;
+    shop.wait_for_end("of-coordinator", "PodNotFound").await;
+    shop.drain("first", others[0], json!({})).await;
+    shop.wait_for_condition("first", "Drained", "True", "Proven").await;
+    shop.drain("second", &coordinator, json!({})).await;
+    let status = shop.wait_for_condition("second", "Reconciling", "True", "Queued").await;
+    assert_eq!(status["blockedBy"][0]["name"], "first", "{status:#}");
+    shop.drain("third", others[1], json!({})).await;
+    let status = shop.wait_for_condition("third", "Reconciling", "True", "Queued").await;
+    assert_eq!((&status["queuePosition"], &status["blockedBy"][0]["name"]), (&json!(1), &json!("first")), "{status:#}");
+    assert_eq!(phases(&[shop.status("first").await]), ["Drained"]);
+    // The pod goes and comes back under its name: only then the next one begins, and it is not the coordinator's.
+    shop.delete_pod(others[0]).await;
+    shop.wait_for_end("first", "PodGone").await;
+    shop.start(others[0]).await;
+    shop.publish().await;
+    shop.wait_for_condition("third", "Drained", "True", "Proven").await;
+    assert_eq!(phases(&[shop.status("second").await]), ["Queued"]);
+}
