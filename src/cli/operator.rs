@@ -47,6 +47,9 @@ pub(super) struct OperatorArgs {
     /// How long another replica waits for one that is silent
     #[arg(long, env = "CAPTUREDRAIN_LEASE_DURATION", value_name = "DURATION", default_value = "15s", value_parser = value::duration)]
     lease_duration: Duration,
+    /// How long a deleted `CaptureDrain` is kept for a cluster that cannot be reached to call its drain off
+    #[arg(long, env = "CAPTUREDRAIN_LET_GO_AFTER", value_name = "DURATION", default_value = "60s", value_parser = value::duration)]
+    let_go_after: Duration,
     /// Name of this replica [default: its pod's, or a random one]
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     identity: Option<String>,
@@ -85,6 +88,7 @@ pub(super) async fn run(args: OperatorArgs) -> Result<Exit, Failure> {
         lease: (namespace, args.lease_name),
         identity: args.identity.map_or_else(random_name, Ok)?,
         lease_duration: args.lease_duration,
+        let_go_after: args.let_go_after,
     };
     let mut signals = Signals::listen()?;
     let stop = async move {

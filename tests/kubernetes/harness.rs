@@ -8,7 +8,10 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kube::{Api, api::PostParams};
+use kube::{
+    Api,
+    api::{ListParams, PostParams},
+};
 use serde_json::json;
 use tokio::time;
 
@@ -31,7 +34,7 @@ async fn somebody_may_do_what_was_granted_and_nothing_else() {
     admin.kubectl(&["create", "rolebinding", "reader", "--role=reader", &account, "-n", &namespace]).await.ok();
     let configs: Api<ConfigMap> = Api::namespaced(reader.client().await, &namespace);
     time::timeout(PATIENCE, async {
-        while configs.list(&Default::default()).await.is_err() {
+        while configs.list(&ListParams::default()).await.is_err() {
             time::sleep(Duration::from_millis(50)).await;
         }
     })
@@ -40,7 +43,7 @@ async fn somebody_may_do_what_was_granted_and_nothing_else() {
     let config = serde_json::from_value(json!({"metadata": {"name": "x"}})).unwrap();
     let refusal = configs.create(&PostParams::default(), &config).await.unwrap_err();
     assert!(matches!(&refusal, kube::Error::Api(status) if status.code == 403), "{refusal}");
-    let person = api.user("ann", "sre").await.kubectl(&["auth", "whoami"]).await.ok();
+    let person = api.user("ann", "sre").kubectl(&["auth", "whoami"]).await.ok();
     assert!(person.contains("ann") && person.contains("sre"), "{person}");
 }
 

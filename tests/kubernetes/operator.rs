@@ -10,8 +10,13 @@ use crate::{
 };
 
 /// A cluster and an operator that looks after it.
-async fn scene(stem: &str, tables: usize) -> (Shop, Operator) {
-    let shop = Shop::open(api_server::shared().await, stem, tables).await;
+pub(crate) async fn scene(stem: &str, tables: usize) -> (Shop, Operator) {
+    scene_with(stem, tables, "3s").await
+}
+
+/// The same, of captures with another lease.
+pub(crate) async fn scene_with(stem: &str, tables: usize, lease: &'static str) -> (Shop, Operator) {
+    let shop = Shop::open_with(api_server::shared().await, stem, tables, lease).await;
     let operator = Operator::start(&shop.admin, &shop.namespace, &[]);
     operator.wait_until_leading().await;
     (shop, operator)
@@ -69,17 +74,13 @@ async fn an_idle_capture_is_drained_within_a_second() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_drain_is_called_off_and_what_moved_stays() {
-    let (shop, _operator) = scene("withdraw", 400).await;
+    let (shop, _operator) = scene_with("withdraw", 30, "30s").await;
     let target = shop.a_follower().await;
+    shop.suspend(&target);
     shop.drain("x", &target, json!({})).await;
-    wait_for("a middle", async || {
-        let status = shop.status("x").await;
-        let left = status["progress"]["remaining"]["dispatchers"].as_i64()?;
-        let initial = status["progress"]["initial"]["dispatchers"].as_i64()?;
-        (left < initial && left > 0).then_some(())
-    })
-    .await;
+    shop.wait_for_condition("x", "Reconciling", "True", "MovingMaintainers").await;
     shop.kubectl(&["delete", "cdrain", "x", "--timeout=60s"]).await;
+    shop.resume(&target);
     let capture = shop.capture(&target).await.unwrap();
     assert_eq!(capture["liveness"], "Alive", "{capture:#}");
     assert_eq!(shop.json(&["history"]).await[0]["outcome"], "Cancelled");

@@ -57,23 +57,22 @@ pub(crate) struct Shop {
     etcd: Etcd,
     captures: BTreeMap<String, Capture>,
     folder: Folder,
-    more: Vec<String>,
+    lease: &'static str,
 }
 
 impl Shop {
     /// Three captures, `cdc-0` to `cdc-2`, with a changefeed of so many tables, whose dispatchers move one by one.
     pub(crate) async fn open(api: &ApiServer, stem: &str, tables: usize) -> Self {
-        Self::open_with(api, stem, tables, &["--drain-dispatcher-batch-size", "1"]).await
+        Self::open_with(api, stem, tables, "3s").await
     }
 
-    /// The same with other options for every capture.
-    pub(crate) async fn open_with(api: &ApiServer, stem: &str, tables: usize, more: &[&str]) -> Self {
+    /// The same with another lease: a capture that is suspended for less than that stays registered.
+    pub(crate) async fn open_with(api: &ApiServer, stem: &str, tables: usize, lease: &'static str) -> Self {
         assert!(api_server::has_service_address().await, "{SERVICE_ADDRESS} can be added to lo by root only");
         let namespace = api.namespace(stem).await;
         let (etcd, client) = (Etcd::start_with(&["--unsafe-no-fsync"]).await, api.admin().client().await);
-        let more = more.iter().map(ToString::to_string).collect();
         let (admin, captures, folder) = (api.admin().clone(), BTreeMap::new(), Folder::new());
-        let mut shop = Self { namespace, admin, client, etcd, captures, folder, more };
+        let mut shop = Self { namespace, admin, client, etcd, captures, folder, lease };
         for pod in ["cdc-0", "cdc-1", "cdc-2"] {
             shop.start(pod).await;
         }
@@ -103,6 +102,18 @@ impl Shop {
         made.metadata.uid.unwrap()
     }
 
+    /// Puts a pod on a node, as the scheduler does.
+    pub(crate) async fn bind(&self, pod: &str, node: &str) {
+        let binding = json!({
+            "apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+        });
+        let path = format!("/api/v1/namespaces/{}/pods/{pod}/binding", self.namespace);
+        let request = axum::http::Request::post(path).header("Content-Type", "application/json");
+        let request = request.body(binding.to_string().into_bytes()).unwrap();
+        self.client.request_text(request).await.unwrap();
+    }
+
     /// Starts the capture of a pod, again if it has been killed: the container restarts, the pod stays.
     pub(crate) fn run(&mut self, pod: &str) {
         let capture = self.captures.get_mut(pod).unwrap();
@@ -110,9 +121,19 @@ impl Shop {
         let addr = format!("{SERVICE_ADDRESS}:{}", capture.port);
         let command = [BINARY, "server", "--cluster", &self.namespace, "--store", &self.etcd.url(), "--id", pod];
         let place = ["--addr", &addr, "--insecure", "--pod-name", pod, "--pod-uid", &capture.uid];
-        let pace = ["--lease", "3s", "--heartbeat", "300ms", "--shutdown-timeout", "0s", "--log", "info"];
-        let mut command: Vec<_> = [&command[..], &place, &pace].concat().into_iter().map(str::to_owned).collect();
-        command.extend(self.more.iter().cloned());
+        let tuning = [
+            "--lease",
+            self.lease,
+            "--drain-dispatcher-batch-size",
+            "1",
+            "--heartbeat",
+            "300ms",
+            "--shutdown-timeout",
+            "0s",
+            "--log",
+            "info",
+        ];
+        let command: Vec<_> = [&command[..], &place, &tuning].concat().into_iter().map(str::to_owned).collect();
         let log = self.folder.path().join(format!("{pod}.log"));
         capture.process = Some(Process::start(&command, Some(&log)));
     }
@@ -120,6 +141,16 @@ impl Shop {
     /// SIGKILL.
     pub(crate) fn kill(&mut self, pod: &str) {
         self.captures.get_mut(pod).unwrap().process = None;
+    }
+
+    /// SIGSTOP: nothing leaves it, and nothing is heard of it.
+    pub(crate) fn suspend(&self, pod: &str) {
+        self.captures[pod].process.as_ref().unwrap().signal("-STOP");
+    }
+
+    /// SIGCONT.
+    pub(crate) fn resume(&self, pod: &str) {
+        self.captures[pod].process.as_ref().unwrap().signal("-CONT");
     }
 
     /// Deletes a pod at once, its capture with it.

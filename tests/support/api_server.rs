@@ -7,7 +7,7 @@
 //! let client = api.admin().client().await;              // kube's
 //! api.admin().kubectl(&["get", "cdrain", "-n", &namespace]).await.ok();
 //! let operator = api.service_account(&namespace, "operator").await; // a real token: RBAC holds it to what is granted
-//! let person = api.user("ann", "sre").await;            // name and group by certificate
+//! let person = api.user("ann", "sre");            // name and group by certificate
 //!
 //! let mut own = ApiServer::start().await;               // for tests that stop it, or change what has no namespace
 //! own.restart().await;                                  // the same port, the same objects
@@ -134,7 +134,7 @@ impl ApiServer {
         api.write_papers();
         for _ in 0..STARTS_MAX {
             api.port = free_port();
-            api.admin = api.user("admin", "system:masters").await;
+            api.admin = api.user("admin", "system:masters");
             api.launch();
             if api.is_ready().await {
                 break;
@@ -254,7 +254,9 @@ impl ApiServer {
         };
         match time::timeout(PATIENCE, ready).await {
             Ok(ready) => ready,
-            Err(_) => panic!("kube-apiserver is not ready after {PATIENCE:?}: {}", self.log("kube-apiserver")),
+            Err(time::error::Elapsed { .. }) => {
+                panic!("kube-apiserver is not ready after {PATIENCE:?}: {}", self.log("kube-apiserver"))
+            }
         }
     }
 
@@ -305,7 +307,7 @@ impl ApiServer {
     }
 
     /// A person, or a node, by certificate; an empty group is none.
-    pub(crate) async fn user(&self, name: &str, group: &str) -> Access {
+    pub(crate) fn user(&self, name: &str, group: &str) -> Access {
         self.access(name, &self.certificate(name, group))
     }
 

@@ -48,6 +48,8 @@ pub struct OperatorConfig {
     pub identity: String,
     /// How long the Lease outlives its holder.
     pub lease_duration: Duration,
+    /// How long a deleted drain of a cluster that cannot be reached keeps its object.
+    pub let_go_after: Duration,
 }
 
 /// Why the operator cannot run.
@@ -122,7 +124,9 @@ async fn lead(
     let (clusters, news) = Clusters::new(client.clone(), metrics.clone());
     let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(config.identity.clone()) };
     let recorder = Recorder::new(client.clone(), reporter);
-    let context = Arc::new(Context::new(client.clone(), caches.clone(), clusters, recorder, metrics.clone()));
+    let context =
+        Context::new(client.clone(), caches.clone(), clusters, recorder, metrics.clone(), config.let_go_after);
+    let context = Arc::new(context);
     let mut ended = Box::pin(async move { until(&mut lease, stopped, false).await }).shared();
     let drains = caches.drains.clone();
     let of_cluster = news.flat_map(move |key| stream::iter(cache::unfinished(&drains, |drain| key.is_of(drain))));

@@ -33,8 +33,6 @@ use crate::{
     resource::{CaptureDrain, CaptureDrainStatus, is_finished},
 };
 
-/// How long a deleted drain of a cluster that cannot be reached keeps its object.
-const LET_GO_AFTER: Duration = Duration::from_mins(1);
 /// How soon a round that failed is tried again, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_mins(1));
 /// How soon a round whose object had changed meanwhile is repeated.
@@ -48,6 +46,7 @@ pub(super) struct Context {
     clusters: Arc<Clusters>,
     recorder: Recorder,
     metrics: Arc<Metrics>,
+    let_go_after: Duration,
     /// What is remembered of each drain, by UID. None of it has to survive.
     memory: Arc<Mutex<BTreeMap<String, Memory>>>,
 }
@@ -68,8 +67,10 @@ impl Context {
         clusters: Clusters,
         recorder: Recorder,
         metrics: Arc<Metrics>,
+        let_go_after: Duration,
     ) -> Self {
-        Self { client, caches, clusters: Arc::new(clusters), recorder, metrics, memory: Arc::default() }
+        let (clusters, memory) = (Arc::new(clusters), Arc::default());
+        Self { client, caches, clusters, recorder, metrics, let_go_after, memory }
     }
 
     fn remember<R>(&self, drain: &CaptureDrain, change: impl FnOnce(&mut Memory) -> R) -> R {
@@ -156,7 +157,7 @@ async fn round(drain: &CaptureDrain, context: &Context) -> Result<Next, Error> {
     let known = context.clusters.known(&ClusterKey::of(drain));
     let Some(seen) = known.seen.clone() else {
         // The cluster's first word brings the next round.
-        return Ok(patience(drain, now).map_or_else(Next::await_change, Next::requeue));
+        return Ok(patience(drain, context, now).map_or_else(Next::await_change, Next::requeue));
     };
     let observed = context.observe(drain, seen);
     let aim = validate(drain, &observed);
@@ -252,10 +253,10 @@ async fn finished(drain: &CaptureDrain, context: &Context, now: Timestamp) -> Re
 }
 
 /// How much longer a deleted object is kept for a cluster that says nothing.
-fn patience(drain: &CaptureDrain, now: Timestamp) -> Option<Duration> {
+fn patience(drain: &CaptureDrain, context: &Context, now: Timestamp) -> Option<Duration> {
     let deleted = drain.metadata.deletion_timestamp.as_ref()?.0;
     let since = now.as_millisecond().saturating_sub(deleted.as_millisecond());
-    Some(LET_GO_AFTER.saturating_sub(Duration::from_millis(u64::try_from(since).unwrap_or(0))))
+    Some(context.let_go_after.saturating_sub(Duration::from_millis(u64::try_from(since).unwrap_or(0))))
 }
 
 /// It was deleted: its object is let go once the drain was called off, or nobody was there to be told for too long.
@@ -267,14 +268,14 @@ async fn part(
     now: Timestamp,
 ) -> Result<Next, Error> {
     let is_unseen = matches!(planned.stage, Stage::Unseen(_)) || matches!(outcome, Outcome::Unseen(_));
-    let left = patience(drain, now).unwrap_or_default();
+    let left = patience(drain, context, now).unwrap_or_default();
     if is_unseen && !left.is_zero() {
         return Ok(Next::requeue(left.min(RETRY.1)));
     }
     if is_unseen {
         let sentence = format!(
             "the cluster could not be reached for {} s after the deletion: the drain was not called off",
-            LET_GO_AFTER.as_secs()
+            context.let_go_after.as_secs()
         );
         let note = Note { is_warning: true, reason: "FinalizerReleased", sentence };
         write::tell(&context.recorder, drain, vec![note]).await;
