@@ -183,8 +183,9 @@ fn begin(drain: &CaptureDrain, aim: &Aim, cluster: &Cluster, observed: &Observed
         }
         return Plan::wait(Stage::Queued(ahead));
     }
-    // A drain of the same target that is on already is joined.
-    if on.is_none() && !observed.around.ahead.is_empty() {
+    // A drain of the same target that is on, or that has proven it empty, is joined.
+    let is_joined = on.is_some() || capture.liveness == "Stopping";
+    if !is_joined && !observed.around.ahead.is_empty() {
         return Plan::wait(Stage::Queued(observed.around.ahead.clone()));
     }
     start(drain, capture, observed, Stage::Starting)

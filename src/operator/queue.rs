@@ -6,7 +6,10 @@
 use jiff::Timestamp;
 
 use super::observe::Cluster;
-use crate::resource::{BlockedBy, CaptureDrain, ending, is_finished};
+use crate::{
+    resource::{BlockedBy, CaptureDrain, ending, is_finished},
+    view::CaptureView,
+};
 
 /// How long a pod that went may take to come back before others go on.
 const RETURN_PATIENCE_SECONDS: i64 = 120;
@@ -32,7 +35,7 @@ pub fn ahead<'a>(
     for other in siblings {
         if is_finished(other) {
             returning.extend(pod_to_return(other, cluster, uid_of, now).map(|pod| BlockedBy::new("Pod", Some(pod))));
-        } else if is_live(other) && !is_same_target(other, drain) && rank(other, cluster) < own {
+        } else if is_live(other, cluster) && !is_same_target(other, drain) && rank(other, cluster) < own {
             others.push(other);
         }
     }
@@ -41,9 +44,15 @@ pub fn ahead<'a>(
     returning.into_iter().chain(others).collect()
 }
 
-/// Whether it still may begin, or has.
-fn is_live(drain: &CaptureDrain) -> bool {
-    has_begun(drain) || drain.metadata.deletion_timestamp.is_none()
+/// Whether it has begun, or may: one whose capture has not registered yet holds nobody up.
+fn is_live(drain: &CaptureDrain, cluster: &Cluster) -> bool {
+    let is_there = cluster.captures.iter().any(|capture| is_target(drain, capture));
+    has_begun(drain) || drain.metadata.deletion_timestamp.is_none() && is_there
+}
+
+fn is_target(drain: &CaptureDrain, capture: &CaptureView) -> bool {
+    let target = &drain.spec.target;
+    target.capture_id.as_ref() == Some(&capture.id) || target.pod_name.is_some() && target.pod_name == capture.pod_name
 }
 
 fn has_begun(drain: &CaptureDrain) -> bool {
@@ -56,12 +65,7 @@ fn is_same_target(one: &CaptureDrain, other: &CaptureDrain) -> bool {
 
 /// Where it stands in the queue: smaller comes first.
 fn rank<'a>(drain: &'a CaptureDrain, cluster: &Cluster) -> (bool, bool, Option<Timestamp>, Option<&'a str>) {
-    let target = &drain.spec.target;
-    let coordinator = cluster.captures.iter().find(|capture| capture.is_coordinator);
-    let is_coordinator = coordinator.is_some_and(|capture| {
-        target.capture_id.as_ref() == Some(&capture.id)
-            || target.pod_name.is_some() && target.pod_name == capture.pod_name
-    });
+    let is_coordinator = cluster.captures.iter().any(|capture| capture.is_coordinator && is_target(drain, capture));
     let created = drain.metadata.creation_timestamp.as_ref().map(|created| created.0);
     (!has_begun(drain), is_coordinator, created, drain.metadata.name.as_deref())
 }
@@ -159,6 +163,14 @@ mod tests {
         assert_eq!(names(&all[1]), ["of-c"]);
         assert_eq!(names(&all[3]), ["of-c", "of-b"]);
         assert_eq!(names(&all[0]), ["of-c", "of-b", "of-d"], "it coordinates");
+    }
+
+    #[test]
+    fn one_whose_capture_is_not_there_holds_nobody_up() {
+        let (waits, of) = (drain("a", 1, None), drain("b", 2, None));
+        let there = cluster(&[("a", "1", false), ("b", "2", true)]);
+        assert_eq!(check(&of, std::slice::from_ref(&waits), &there, None, 10), ["of-a"]);
+        assert_eq!(check(&of, &[waits], &cluster(&[("b", "2", true)]), None, 10), Vec::<String>::new());
     }
 
     #[test]

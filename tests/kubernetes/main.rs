@@ -8,5 +8,7 @@ mod api_server;
 mod ends;
 mod harness;
 mod operator;
+mod replicas;
 #[allow(dead_code, reason = "grows with the tests")]
 mod shop;
+mod trouble;

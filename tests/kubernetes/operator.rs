@@ -78,7 +78,7 @@ async fn a_deleted_drain_is_called_off_and_what_moved_stays() {
     let target = shop.a_follower().await;
     shop.suspend(&target);
     shop.drain("x", &target, json!({})).await;
-    shop.wait_for_condition("x", "Reconciling", "True", "MovingMaintainers").await;
+    wait_for("a beginning", async || shop.status("x").await["epoch"].as_i64()).await;
     shop.kubectl(&["delete", "cdrain", "x", "--timeout=60s"]).await;
     shop.resume(&target);
     let capture = shop.capture(&target).await.unwrap();

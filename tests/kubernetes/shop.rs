@@ -269,12 +269,15 @@ impl Shop {
 
     /// Applies a drain of any target.
     pub(crate) async fn drain_of(&self, name: &str, target: Value, more: Value) {
+        self.apply(&self.manifest(name, target, more).to_string()).await;
+    }
+
+    /// A drain of any target.
+    pub(crate) fn manifest(&self, name: &str, target: Value, more: Value) -> Value {
         let mut spec = json!({"clusterRef": {"serviceName": SERVICE}, "target": target});
         spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        let kind = json!({"apiVersion": "capturedrain.io/v1alpha1", "kind": "CaptureDrain"});
-        let mut object = json!({"metadata": {"name": name}, "spec": spec});
-        object.as_object_mut().unwrap().extend(kind.as_object().unwrap().clone());
-        self.apply(&object.to_string()).await;
+        let metadata = json!({"name": name, "namespace": self.namespace});
+        json!({"apiVersion": "capturedrain.io/v1alpha1", "kind": "CaptureDrain", "metadata": metadata, "spec": spec})
     }
 
     /// The status of a drain; `Null` while there is none.
@@ -344,13 +347,18 @@ pub(crate) struct Operator {
 }
 
 impl Operator {
-    /// Starts one.
+    /// Starts one, whose Lease is in the namespace, too.
     pub(crate) fn start(access: &Access, namespace: &str, more: &[&str]) -> Self {
+        Self::start_elsewhere(access, namespace, namespace, more)
+    }
+
+    /// Starts one with its Lease in another namespace.
+    pub(crate) fn start_elsewhere(access: &Access, namespace: &str, of_lease: &str, more: &[&str]) -> Self {
         let port = free_port("127.0.0.1");
         let addr = format!("127.0.0.1:{port}");
         let kubeconfig = access.kubeconfig().display().to_string();
         let way = [BINARY, "operator", "--kubeconfig", &kubeconfig, "--namespace", namespace, "--addr", &addr];
-        let lease = ["--lease-namespace", namespace, "--lease-duration", "3s", "--log", "info,capturedrain=debug"];
+        let lease = ["--lease-namespace", of_lease, "--lease-duration", "3s", "--log", "info,capturedrain=debug"];
         let command = [&way[..], &lease, more].concat().into_iter().map(str::to_owned).collect();
         let mut operator = Self { process: None, command, port, folder: Folder::new() };
         operator.run();

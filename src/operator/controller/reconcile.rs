@@ -174,7 +174,7 @@ async fn round(drain: &CaptureDrain, context: &Context) -> Result<Next, Error> {
     write_down(drain, &after, context).await?;
     let drain = &CaptureDrain { status: Some(after), ..drain.clone() };
     if drain.metadata.deletion_timestamp.is_some() {
-        return part(drain, &planned, &outcome, context, now).await;
+        return part(drain, &planned, &outcome, context).await;
     }
     if is_finished(drain) {
         return finished(drain, context, now).await;
@@ -260,15 +260,9 @@ fn patience(drain: &CaptureDrain, context: &Context, now: Timestamp) -> Option<D
 }
 
 /// It was deleted: its object is let go once the drain was called off, or nobody was there to be told for too long.
-async fn part(
-    drain: &CaptureDrain,
-    planned: &Plan,
-    outcome: &Outcome,
-    context: &Context,
-    now: Timestamp,
-) -> Result<Next, Error> {
+async fn part(drain: &CaptureDrain, planned: &Plan, outcome: &Outcome, context: &Context) -> Result<Next, Error> {
     let is_unseen = matches!(planned.stage, Stage::Unseen(_)) || matches!(outcome, Outcome::Unseen(_));
-    let left = patience(drain, context, now).unwrap_or_default();
+    let left = patience(drain, context, Timestamp::now()).unwrap_or_default();
     if is_unseen && !left.is_zero() {
         return Ok(Next::requeue(left.min(RETRY.1)));
     }
