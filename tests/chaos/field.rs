@@ -55,7 +55,7 @@ const SERVER: [&str; 18] = [
     "--drain-maintainer-batch-size",
     "1",
     "--drain-dispatcher-batch-size",
-    "2",
+    "1",
     "--log",
     "info",
 ];

@@ -25,7 +25,7 @@ mod wires;
 mod writer;
 
 use std::{
-    env,
+    env, fs,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -44,19 +44,15 @@ fn number(name: &str) -> Option<u64> {
 /// Tells one story; its folder stays when it ends badly.
 async fn tell(seed: u64, length: Duration) {
     let folder = tempfile::Builder::new().prefix(&format!("chaos-{seed}-")).tempdir_in(env!("CARGO_TARGET_TMPDIR"));
-    let mut folder = folder.unwrap();
+    // Also when something panics.
+    let folder = folder.unwrap().keep();
     println!("seed {seed}: {length:?} of chaos with {} captures", plan::captures(seed).len());
-    let told = Box::pin(story::tell(seed, length, folder.path())).await;
-    match told {
+    println!("logs and sinks, until it ends well: {}", folder.display());
+    match Box::pin(story::tell(seed, length, &folder)).await {
         Ok(summary) => println!("seed {seed}: {summary}"),
-        Err(what) => {
-            folder.disable_cleanup(true);
-            panic!(
-                "seed {seed}: {what}\nlogs and sinks: {}\ntell it again with: make chaos SEED={seed}",
-                folder.path().display()
-            );
-        }
+        Err(what) => panic!("seed {seed}: {what}\ntell it again with: make chaos SEED={seed}"),
     }
+    fs::remove_dir_all(folder).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,12 +22,13 @@ pub(crate) enum Feed {
 }
 
 /// Compares a sink with its source: rows from after `start_ts` up to `end_ts`.
-pub(crate) async fn of(feed: &Feed, start_ts: u64, end_ts: u64) -> Proof {
-    match feed {
-        Feed::Files { source, sink } => verify::against_history(sink, source, start_ts, end_ts).await.unwrap(),
-        Feed::Mirror { source, sink } => verify::against_mirror(source, sink).await.unwrap(),
-        Feed::MadeUp { source, sink } => verify::against_synthetic(sink, source, start_ts, end_ts).unwrap(),
-    }
+pub(crate) async fn of(feed: &Feed, start_ts: u64, end_ts: u64) -> Result<Proof, String> {
+    let proof = match feed {
+        Feed::Files { source, sink } => verify::against_history(sink, source, start_ts, end_ts).await,
+        Feed::Mirror { source, sink } => verify::against_mirror(source, sink).await,
+        Feed::MadeUp { source, sink } => verify::against_synthetic(sink, source, start_ts, end_ts),
+    };
+    proof.map_err(|error| error.to_string())
 }
 
 /// What watchers of a copy saw, key by key.
@@ -78,12 +79,10 @@ pub(crate) fn in_order(truth: &Copies, copies: &Copies) -> Result<(), String> {
     Ok(())
 }
 
-/// A file of a sink that has rows.
-pub(crate) fn a_file(sink: &Path) -> PathBuf {
-    let tables = fs::read_dir(sink).unwrap().map(|table| table.unwrap().path()).filter(|path| path.is_dir());
-    let files = tables.flat_map(|table| fs::read_dir(table).unwrap().map(|file| file.unwrap().path()));
-    let is_rows = |path: &PathBuf| path.file_name().is_some_and(|name| name != "spans.jsonl");
-    files.filter(is_rows).max_by_key(|path| path.metadata().unwrap().len()).unwrap()
+/// The folder of one of a sink's tables.
+pub(crate) fn a_table(sink: &Path) -> PathBuf {
+    let mut entries = fs::read_dir(sink).unwrap().map(|entry| entry.unwrap().path());
+    entries.find(|path| path.is_dir()).unwrap()
 }
 
 #[cfg(test)]

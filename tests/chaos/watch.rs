@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -152,7 +153,7 @@ async fn office(seen: Seen, dialer: Dialer) {
         });
         let answers = futures::future::join_all(asked).await;
         let owners = answers.into_iter().flatten().filter(|(_, status)| status.is_owner).map(|(id, _)| id);
-        let judged = office.see(owners.collect(), Instant::now());
+        let judged = office.see(&owners.collect(), Instant::now());
         seen.trouble.hold(judged);
     }
 }
@@ -164,7 +165,7 @@ struct Office {
 }
 
 impl Office {
-    fn see(&mut self, owners: BTreeSet<&'static str>, now: Instant) -> Result<(), String> {
+    fn see(&mut self, owners: &BTreeSet<&'static str>, now: Instant) -> Result<(), String> {
         if owners.len() < 2 {
             self.several_since = None;
             return Ok(());
@@ -188,8 +189,10 @@ async fn hands(seen: Seen, sinks: Vec<String>) {
             .into_iter()
             .filter_map(|(id, life)| {
                 let pid = *pids.get(id.as_str())?;
-                let is_sink =
-                    |path: &String| path.ends_with(".jsonl") && sinks.iter().any(|sink| path.starts_with(sink));
+                let is_sink = |path: &String| {
+                    let is_rows = Path::new(path).extension().is_some_and(|ending| ending == "jsonl");
+                    is_rows && sinks.iter().any(|sink| path.starts_with(sink))
+                };
                 let path = open_files(pid).into_iter().find(is_sink)?;
                 Some(((id, life, pid), path))
             })
@@ -253,10 +256,10 @@ mod tests {
     fn two_coordinators_are_noticed_and_a_late_one_is_not() {
         let (mut office, now) = (Office::default(), Instant::now());
         let both = || BTreeSet::from(["a", "b"]);
-        assert_eq!(office.see(both(), now), Ok(()));
-        assert_eq!(office.see(BTreeSet::from(["b"]), now + TWO_MAX), Ok(()));
-        assert_eq!(office.see(both(), now + 2 * TWO_MAX), Ok(()));
-        assert!(office.see(both(), now + 4 * TWO_MAX).unwrap_err().contains("more than one coordinator"));
+        assert_eq!(office.see(&both(), now), Ok(()));
+        assert_eq!(office.see(&BTreeSet::from(["b"]), now + TWO_MAX), Ok(()));
+        assert_eq!(office.see(&both(), now + 2 * TWO_MAX), Ok(()));
+        assert!(office.see(&both(), now + 4 * TWO_MAX).unwrap_err().contains("more than one coordinator"));
     }
 
     #[test]

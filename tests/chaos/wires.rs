@@ -109,7 +109,7 @@ fn caller(port: u16, processes: &BTreeMap<String, u32>) -> String {
         return OUTSIDE.to_owned();
     };
     let socket = format!("socket:[{inode}]");
-    let owns = |pid: u32| open_files(pid).iter().any(|path| *path == socket);
+    let owns = |pid: u32| open_files(pid).contains(&socket);
     processes.iter().find(|(_, pid)| owns(**pid)).map_or(OUTSIDE, |(name, _)| name).to_owned()
 }
 
@@ -136,9 +136,7 @@ async fn connect(client: TcpStream, server: TcpStream, way: Direction, rules: wa
 
 async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, way: &Direction, mut rules: watch::Receiver<Rules>) {
     let mut buffer = vec![0; 16 << 10];
-    loop {
-        // Held when it comes, or before.
-        let Ok(count @ 1..) = from.read(&mut buffer).await else { break };
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
         if rules.wait_for(|rules| !rules.held.contains(way)).await.is_err() {
             return;
         }
