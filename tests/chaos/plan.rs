@@ -10,6 +10,9 @@ use rand_chacha::{
 /// The names of captures.
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
+/// How long a process that had SIGTERM is mostly left alone.
+const RESTART: Duration = Duration::from_secs(10);
+
 /// A server that is not a capture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Etcd {
@@ -181,9 +184,21 @@ impl Draw {
             5 | 6 => self.and_back(Step::Pause(id), long, Step::Resume(id)),
             _ => {
                 self.steps.push((self.now, Step::Restart(id)));
-                self.now + Duration::from_secs(10)
+                self.now + RESTART
             }
         };
+    }
+
+    /// A rolling restart: one capture after the other.
+    fn roll(&mut self, names: &[&'static str]) {
+        let mut at = self.now;
+        for (n, id) in names.iter().enumerate().rev() {
+            if self.hurt[n] <= at {
+                self.steps.push((at, Step::Restart(id)));
+                self.hurt[n] = at + RESTART;
+                at += self.ms(2000, 6000);
+            }
+        }
     }
 
     fn cut_off(&mut self, names: &[&'static str]) {
@@ -262,7 +277,7 @@ pub(crate) fn plan(seed: u64, length: Duration, feeds: usize) -> Vec<(Duration, 
         if draw.now >= length {
             break;
         }
-        match draw.below(20) {
+        match draw.below(21) {
             0..9 => draw.ask(names),
             9..13 => draw.hurt_process(names),
             13..16 => draw.cut_off(names),
@@ -273,12 +288,13 @@ pub(crate) fn plan(seed: u64, length: Duration, feeds: usize) -> Vec<(Duration, 
                     draw.disk = draw.and_back(Step::FillDisk, time, Step::FreeDisk);
                 }
             }
-            _ => draw.pause_feed(),
+            19 => draw.pause_feed(),
+            _ => draw.roll(names),
         }
     }
     let mut steps = draw.steps;
-    // A kill at the very end would come after the start that undoes it; nobody misses it, nor other requests.
-    steps.retain(|(at, step)| *at < length || !matches!(step, Step::Kill(_) | Step::Cancel(_)));
+    // A kill at the very end would come after the start that undoes it; nobody misses it, nor other steps that are late.
+    steps.retain(|(at, step)| *at < length || !matches!(step, Step::Kill(_) | Step::Restart(_) | Step::Cancel(_)));
     for (at, _) in &mut steps {
         *at = (*at).min(length);
     }

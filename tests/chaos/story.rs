@@ -271,13 +271,16 @@ impl Story {
         let key = mirror.get(COPY, Some(one)).await.unwrap().kvs()[0].key().to_vec();
         mirror.delete(key, None).await.unwrap();
         let now = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap();
-        for (id, feed) in self.field.feeds.clone() {
-            let (Feed::Files { sink, .. } | Feed::MadeUp { sink, .. }) = &feed else { continue };
-            let (table, away) = (proof::a_table(sink), sink.with_extension("away"));
-            fs::rename(&table, &away).unwrap();
+        for (id, mut feed) in self.field.feeds.clone() {
+            let (Feed::Files { sink, .. } | Feed::MadeUp { sink, .. }) = &mut feed else { continue };
+            // A copy, since captures go on with theirs.
+            let copied = self.folder.join(format!("{id}-spoilt"));
+            assert!(Command::new("cp").arg("-r").arg(&sink).arg(&copied).status().unwrap().success());
+            let table = proof::a_table(&copied);
+            fs::remove_dir_all(&table).unwrap();
+            *sink = copied;
             let end = if matches!(feed, Feed::MadeUp { .. }) { now } else { end };
             let proof = proof::of(&feed, self.starts[id], end).await?;
-            fs::rename(&away, &table).unwrap();
             if proof.lost == 0 {
                 return Err(format!("{} is taken away, and the proof of {id} says {proof}", table.display()));
             }
