@@ -211,8 +211,13 @@ impl Draw {
             _ => Far::All,
         };
         let way = [Way::Both, Way::Out, Way::In][self.index(3)];
-        let (time, late, capture) = (self.ms(500, 8000), self.one_in(2), names[n]);
+        let (time, late, capture, emptied) = (self.ms(500, 10_000), self.one_in(2), names[n], self.one_in(2));
         if self.cut[n] <= self.now {
+            if emptied && from == Far::Etcd(Etcd::Mirror) {
+                // Others go on with what it has not written; then what it sent before may still come.
+                let soon = self.now + Duration::from_millis(300);
+                self.steps.push((soon, Step::Drain { capture, wait: false }));
+            }
             self.cut[n] = self.and_back(Step::Cut { capture, from, way }, time, Step::Heal { capture, late });
         }
     }
