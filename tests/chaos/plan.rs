@@ -211,15 +211,19 @@ impl Draw {
             _ => Far::All,
         };
         let way = [Way::Both, Way::Out, Way::In][self.index(3)];
-        let (time, late, capture, emptied) = (self.ms(500, 10_000), self.one_in(2), names[n], self.one_in(2));
-        if self.cut[n] <= self.now {
-            if emptied && from == Far::Etcd(Etcd::Mirror) {
-                // Others go on with what it has not written; then what it sent before may still come.
-                let soon = self.now + Duration::from_millis(300);
-                self.steps.push((soon, Step::Drain { capture, wait: false }));
-            }
-            self.cut[n] = self.and_back(Step::Cut { capture, from, way }, time, Step::Heal { capture, late });
+        let (time, late, emptied, long) = (self.ms(500, 8000), self.one_in(2), self.one_in(2), self.ms(6500, 10_000));
+        let capture = names[n];
+        if self.cut[n] > self.now {
+            return;
         }
+        self.cut[n] = if emptied && from == Far::Etcd(Etcd::Mirror) {
+            // Others go on with what it has not written; then what it sent before comes after all.
+            let drain = Step::Drain { capture, wait: false };
+            self.steps.push((self.now + Duration::from_millis(300), drain));
+            self.and_back(Step::Cut { capture, from, way: Way::Out }, long, Step::Heal { capture, late: true })
+        } else {
+            self.and_back(Step::Cut { capture, from, way }, time, Step::Heal { capture, late })
+        };
     }
 
     fn stop_etcd(&mut self) {
