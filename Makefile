@@ -4,16 +4,18 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-# SEED replays one run of the simulation and prints what happened in it; SEEDS runs that many.
+# SEED replays one run of the simulation or of chaos and prints what happens in it; SEEDS runs that many.
 SEED ?=
 SEEDS ?=
+# Minutes of chaos.
+MINUTES ?=
 # Seconds a fuzz target.
 FUZZ ?= 5
 # ARGS are options of the demo.
 ARGS ?=
 SIMULATION := cargo test -p capturedrain-core --features mutants --test simulation
 
-.PHONY: help demo tools build check test simulate size fuzz crd openapi fmt clean
+.PHONY: help demo tools build check test simulate chaos size fuzz crd openapi fmt clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +50,11 @@ test: ## all tests, on a real etcd, and the simulation with its mutants
 
 simulate: ## more of the simulation: SEEDS=1000 runs that many, SEED=42 replays one with its log
 	$(if $(SEED),CAPTUREDRAIN_SIM_SEED=$(SEED) )$(if $(SEEDS),CAPTUREDRAIN_SIM_SEEDS=$(SEEDS) )$(SIMULATION) -- invariants_hold$(if $(SEED), --nocapture)
+
+chaos: ## kill, pause, cut off and starve real processes in mid-drain, and prove the sinks: MINUTES=2 by default, SEED=42 tells one story again
+	@tools/install protobuf
+	etcd=$$(tools/install etcd) && CAPTUREDRAIN_ETCD=$$etcd CAPTUREDRAIN_CHAOS_SEED=$(SEED) \
+		CAPTUREDRAIN_CHAOS_MINUTES=$(or $(MINUTES),$(if $(SEED),,2)) cargo test --test chaos -- --nocapture
 
 size: ## what a million dispatchers cost: time, slowest event, memory
 	cargo test --release -p capturedrain-core --features mutants --test simulation -- --ignored --nocapture a_million

@@ -101,7 +101,7 @@ impl Etcd {
     }
 
     /// How etcd's client connects: with the certificate of the server itself.
-    fn client_options(&self) -> Option<etcd_client::ConnectOptions> {
+    pub(crate) fn client_options(&self) -> Option<etcd_client::ConnectOptions> {
         let [ca, cert, key] = self.tls.as_ref()?.each_ref().map(|path| fs::read(path).unwrap());
         let identity = etcd_client::Identity::from_pem(cert, key);
         let tls = etcd_client::TlsOptions::new().ca_certificate(etcd_client::Certificate::from_pem(ca));
