@@ -262,11 +262,7 @@ async fn main() {
             let way = Way::ALL[(round + n) % Way::ALL.len()];
             world.settle(Some(usual_ms)).await;
             let departure = world.leave(way, usual_ms).await;
-            let added = [50, 99, 100].map(|percent| percentile(&departure.added_ms, percent));
-            eprintln!(
-                "round {round}: {way:?}, {:.2?}, {:.2?}, lag added {added:?} ms",
-                departure.left, departure.moved
-            );
+            eprintln!("round {} of {rounds}: {}", round + 1, way.title());
             departures.push(departure);
         }
     }
