@@ -15,7 +15,7 @@ FUZZ ?= 5
 ARGS ?=
 SIMULATION := cargo test -p capturedrain-core --features mutants --test simulation
 
-.PHONY: help demo tools build check test simulate chaos size fuzz crd openapi fmt clean
+.PHONY: help demo tools build check test simulate chaos size bench fuzz crd openapi fmt clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,11 @@ chaos: ## kill, pause, cut off and starve real processes in mid-drain, and prove
 
 size: ## what a million dispatchers cost: time, slowest event, memory
 	cargo test --release -p capturedrain-core --features mutants --test simulation -- --ignored --nocapture a_million
+
+bench: ## measure drains, their cost and the data path, into target/bench; QUICK=1 takes some minutes
+	@tools/install protobuf
+	@etcd=$$(tools/install etcd) && ulimit -n "$$(ulimit -Hn)" && CAPTUREDRAIN_ETCD=$$etcd \
+		cargo bench --quiet --no-fail-fast --bench simulated --bench processes --bench throughput
 
 fuzz: ## feed the decoders of what comes from outside with anything; FUZZ=60 does it for 60 s each
 	@tools/install protobuf

@@ -1,53 +1,45 @@
-//! Drains in virtual time against the bounds of the design, and what they cost: a table, and a JSON file of all cases.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::cast_precision_loss,
-    reason = "a measurement that cannot go on has failed, and what it counts is small"
-)]
+//! Drains in virtual time against the bounds of the design, and what they cost.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a measurement that cannot go on has failed")]
 
 mod drains;
+#[path = "../report.rs"]
+#[allow(dead_code, reason = "shared with other benchmarks")]
+mod report;
+#[path = "../../tests/simulation/size.rs"]
+mod size;
 mod world;
 
-use std::{env, fs, path::Path, time::Duration};
+use std::time::Duration;
 
 use drains::Drained;
-use serde_json::{Value, json};
+use report::{Report, is_quick};
+use size::{BYTES_MAX, CPU_MAX, EVENT_MAX, Size};
 use world::Pace;
 
-/// CPU time in which a million dispatchers are drained, of all captures together.
-const CPU_MAX: Duration = Duration::from_secs(5);
-/// The longest that one call of a process takes.
-const CALL_MAX: Duration = Duration::from_millis(10);
+const MAINTAINERS: [u64; 3] = [10, 100, 1000];
+const DISPATCHERS: [u64; 3] = [100, 1000, 10_000];
+/// With so many the cost is held to its bounds, too.
+const MANY: u64 = 1_000_000;
+/// How long a stop or a start takes, in milliseconds.
+const ORDERS_MS: [u64; 3] = [0, 100, 1000];
 
-/// All cases that were measured.
-#[derive(Default)]
-struct Cases(Vec<Value>);
+fn time(report: &mut Report, case: &str, drained: &Drained) {
+    report.bound(case, "s", &[drained.took.as_secs_f64()], drained.bound.as_secs_f64());
+}
 
-impl Cases {
-    fn add(&mut self, case: &str, unit: &str, value: f64, bound: f64) {
-        let ratio = value / bound;
-        let verdict = if ratio <= 1.0 { "" } else { "  over" };
-        println!("{case:<42} {value:>10.3} {bound:>10.3} {unit:<3} {ratio:>6.3}{verdict}");
-        let runs = json!({ "min": value, "median": value, "max": value });
-        self.0.push(json!({
-            "case": case, "unit": unit, "value": value, "bound": bound, "ratio": ratio, "ratio_to_bound": ratio,
-            "runs": runs,
-        }));
-    }
+fn cost(report: &mut Report, case: &str, drained: &Drained) {
+    let cost = drained.cost;
+    report.bound(&format!("{case}: CPU"), "s", &[cost.spent.as_secs_f64()], CPU_MAX.as_secs_f64());
+    report.tell(&format!("{case}: CPU an event"), "µs", &[cost.spent.as_secs_f64() * 1e6 / f64::from(cost.events)]);
+    report.bound(&format!("{case}: longest event"), "ms", &[millis(cost.longest)], millis(EVENT_MAX));
+}
 
-    fn drain(&mut self, case: &str, drained: &Drained) {
-        self.add(case, "s", drained.took.as_secs_f64(), drained.bound.as_secs_f64());
-        debug_assert!(drained.ratio() >= 0.0);
-    }
-
-    fn cost(&mut self, case: &str, drained: &Drained) {
-        self.add(&format!("{case}: CPU"), "s", drained.cost.spent.as_secs_f64(), CPU_MAX.as_secs_f64());
-        self.add(&format!("{case}: longest call"), "ms", millis(drained.cost.longest), millis(CALL_MAX));
-        let each = drained.cost.spent / u32::try_from(drained.cost.events).unwrap_or(u32::MAX);
-        let (events, calls) = (drained.cost.events, drained.cost.calls);
-        println!("    {events} events in {calls} calls, {each:?} each; before the drain {:?}", drained.setup);
-    }
+/// What a maintainer alone takes for so many dispatchers. First, while this process is small.
+fn memory(report: &mut Report, size: &Size) {
+    let bytes = |bytes: u64| f64::from(u32::try_from(bytes).unwrap());
+    report.bound("10^6 planned: memory of each", "B", &[bytes(size.bytes_each)], bytes(BYTES_MAX));
+    let longest = size.planned.longest.max(size.drained.longest);
+    report.bound("10^6 planned: longest event", "ms", &[millis(longest)], millis(EVENT_MAX));
 }
 
 fn millis(time: Duration) -> f64 {
@@ -55,33 +47,23 @@ fn millis(time: Duration) -> f64 {
 }
 
 fn main() {
-    let quick = env::var_os("QUICK").is_some();
-    println!("{:<42} {:>10} {:>10} {:<3} {:>6}", "case", "value", "bound", "", "ratio");
-    let mut cases = Cases::default();
-    for order in [0, 100, 1000] {
-        let pace = Pace::of_orders(Duration::from_millis(order));
-        for count in [10, 100, 1000] {
-            let case = format!("{count} maintainers, L = {order} ms");
-            let drained = drains::maintainers(count, pace);
-            cases.drain(&case, &drained);
+    let mut report = Report::new("simulated");
+    memory(&mut report, &size::measure(usize::try_from(MANY).unwrap()));
+    for order_ms in ORDERS_MS {
+        let pace = Pace::of_orders(Duration::from_millis(order_ms));
+        for count in MAINTAINERS {
+            time(&mut report, &format!("{count} maintainers, L {order_ms} ms"), &drains::maintainers(count, pace));
         }
-        for count in [100, 1000, 10_000, 1_000_000].into_iter().filter(|count| !quick || *count < 1_000_000) {
-            let case = format!("{count} dispatchers, L = {order} ms");
-            let drained = drains::dispatchers(count, pace);
-            cases.drain(&case, &drained);
-            if count == 1_000_000 {
-                cases.cost(&case, &drained);
-            }
+        for count in DISPATCHERS {
+            time(&mut report, &format!("{count} dispatchers, L {order_ms} ms"), &drains::dispatchers(count, pace));
         }
-        let drained = drains::mixed(100, 100, pace);
-        cases.drain(&format!("100 changefeeds x 100 tables, L = {order} ms"), &drained);
+        if !is_quick() || order_ms == ORDERS_MS[1] {
+            let drained = drains::dispatchers(MANY, pace);
+            time(&mut report, &format!("{MANY} dispatchers, L {order_ms} ms"), &drained);
+            cost(&mut report, &format!("10^6, L {order_ms} ms"), &drained);
+        }
+        let (case, mixed) = (format!("100 feeds x 100 tables, L {order_ms} ms"), drains::mixed(100, 100, pace));
+        report.against(&case, "s", &[mixed.took.as_secs_f64()], mixed.bound.as_secs_f64());
     }
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(folder.join("simulated.json"), serde_json::to_string_pretty(&cases.0).unwrap()).unwrap();
-    let over = cases.0.iter().filter(|case| case["ratio"].as_f64() > Some(1.0)).count();
-    if over > 0 {
-        eprintln!("{over} of {} cases are over their bounds", cases.0.len());
-        std::process::exit(1);
-    }
+    report.end();
 }

@@ -14,7 +14,8 @@ use capturedrain_core::{
     store::{Model, Revision},
     work::{WorkEvent, WorkOrder},
 };
-use rustix::time::{ClockId, clock_gettime};
+
+use crate::size::{Cost, cpu};
 
 /// How much of what comes together a process takes at once, as its driver does.
 const STEP_MAX_WEIGHT: usize = 1024;
@@ -43,15 +44,6 @@ impl Pace {
     fn work(self) -> Duration {
         self.order.saturating_sub(self.round_trip)
     }
-}
-
-/// What the calls of all processes cost.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Cost {
-    pub(crate) events: u64,
-    pub(crate) calls: u64,
-    pub(crate) spent: Duration,
-    pub(crate) longest: Duration,
 }
 
 #[derive(Debug)]
@@ -96,12 +88,6 @@ fn weight(event: &Event) -> Option<usize> {
         Event::Work(_) => Some(1),
         _ => None,
     }
-}
-
-/// CPU time of this thread.
-pub(crate) fn cpu() -> Duration {
-    let spent = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(u64::try_from(spent.tv_sec).unwrap(), u32::try_from(spent.tv_nsec).unwrap())
 }
 
 /// A table with a row range of its own.
@@ -242,13 +228,12 @@ impl World {
     /// Gives events to a process, and carries out what it wants.
     fn tell(&mut self, who: usize, events: Vec<Event>) {
         let wall = UnixMillis(u64::try_from(self.now.0.as_millis()).unwrap());
-        let (clock, count) = (Now { monotonic: self.now, wall }, events.len() as u64);
+        let (clock, count) = (Now { monotonic: self.now, wall }, u32::try_from(events.len()).unwrap());
         let process = &mut self.procs[who].process;
         let began = cpu();
         let effects = process.handle_all(events, clock);
         let took = cpu().saturating_sub(began);
         self.cost.events += count;
-        self.cost.calls += 1;
         self.cost.spent += took;
         self.cost.longest = self.cost.longest.max(took);
         let wake_at = process.wake_at();

@@ -11,8 +11,8 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{DemoError, probe::Probe};
-use crate::clock::wall;
+use super::DemoError;
+use crate::{clock::wall, verify::Probe};
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_millis(25);

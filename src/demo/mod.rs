@@ -6,7 +6,6 @@ mod cluster;
 mod lag;
 mod leave;
 mod outcome;
-mod probe;
 mod report;
 mod screen;
 mod story;

@@ -1,10 +1,6 @@
 //! The story: all captures replicate; each in turn leaves, the rest takes its work, and it comes back.
 
-use std::{
-    ops::RangeInclusive,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{ops::RangeInclusive, path::Path, time::Duration};
 
 use capturedrain_core::model::{CaptureId, ChangefeedId, CommitTs};
 use tokio::{
@@ -17,11 +13,10 @@ use super::{
     cluster::{Cluster, Tables},
     lag::Lag,
     leave::{Departed, departure, leave},
-    probe::Probe,
 };
 use crate::{
     clock::wall,
-    verify::{Proof, against_synthetic_by},
+    verify::{Feed, Probe, Proof, against_synthetic_by},
     view::NewChangefeed,
 };
 
@@ -65,13 +60,6 @@ pub(super) async fn wait_for<T>(what: &'static str, mut ask: impl AsyncFnMut() -
         }
     };
     time::timeout(PATIENCE, asking).await.map_err(|_| DemoError::TooSlow(what))
-}
-
-/// A changefeed of the demo.
-pub(super) struct Feed {
-    pub(super) source: String,
-    pub(super) sink: PathBuf,
-    pub(super) start_ts: CommitTs,
 }
 
 /// The whole of it.

@@ -45,6 +45,8 @@ pub struct SyntheticUrl {
     pub tables: u64,
     /// Rows a second and table, at most 1000.
     pub rate: u64,
+    /// By how much the rows of each table come later than those of the one before, so that they do not come all at once.
+    pub stagger_ms: u64,
     /// Keys a table.
     pub keys: u64,
     /// Another seed, another stream.
@@ -164,13 +166,16 @@ fn synthetic(url: &str) -> Result<SyntheticUrl, String> {
     let made = SyntheticUrl {
         tables: take("tables", 8, 1..=100_000)?,
         rate: take("rate", 100, 1..=1000)?,
+        stagger_ms: take("stagger_ms", 0, 0..=999)?,
         keys: take("keys", 1000, 1..=1_000_000_000)?,
         seed: take("seed", 1, 0..=u64::MAX)?,
         value_bytes: usize::try_from(take("value_bytes", 16, 0..=65_536)?).unwrap_or(0),
         url: url.to_owned(),
     };
     match values.keys().next() {
-        Some(name) => Err(format!("there is no option {name}: use tables, rate, keys, seed or value_bytes")),
+        Some(name) => {
+            Err(format!("there is no option {name}: use tables, rate, stagger_ms, keys, seed or value_bytes"))
+        }
         None => Ok(made),
     }
 }
@@ -275,7 +280,7 @@ mod tests {
     #[test]
     fn a_synthetic_source_has_bounds() {
         assert!(SourceUrl::parse("synthetic://").is_ok());
-        assert!(SourceUrl::parse("synthetic://?tables=3&rate=1000").is_ok());
+        assert!(SourceUrl::parse("synthetic://?tables=3&rate=1000&stagger_ms=10").is_ok());
         for bad in ["synthetic://?rate=1001", "synthetic://?tabels=3", "synthetic://?keys=x"] {
             assert!(SourceUrl::parse(bad).is_err(), "{bad}");
         }

@@ -1,5 +1,6 @@
 //! Is the sink equal to the source? Reads the files of a `file://` sink as a consumer should, and compares.
 
+mod probe;
 mod reader;
 
 use std::{
@@ -12,6 +13,7 @@ use std::{
 use capturedrain_core::model::CommitTs;
 use serde::Serialize;
 
+pub use self::probe::{Feed, Probe};
 use self::reader::Effective;
 use crate::pipeline::{
     EtcdUrl, PipelineError, Row, RowOp, SourceUrl, etcd_history, etcd_state, mirror_state, synthetic_rows,

@@ -63,6 +63,7 @@ pub(crate) struct Cluster {
     store: String,
     shutdown_timeout: String,
     lease: &'static str,
+    heartbeat: &'static str,
     more: Vec<String>,
     captures: BTreeMap<String, (u16, Child)>,
     options: Options,
@@ -86,7 +87,8 @@ impl Cluster {
 
     pub(crate) fn with(name: &str, store: &str, options: Options) -> Self {
         let (name, store, shutdown_timeout) = (name.to_owned(), store.to_owned(), "60s".to_owned());
-        Self { name, store, shutdown_timeout, lease: "3s", more: Vec::new(), captures: BTreeMap::new(), options }
+        let (lease, heartbeat, more, captures) = ("3s", "300ms", Vec::new(), BTreeMap::new());
+        Self { name, store, shutdown_timeout, lease, heartbeat, more, captures, options }
     }
 
     /// How long SIGTERM waits, of captures that are started from now on.
@@ -98,6 +100,12 @@ impl Cluster {
     pub(crate) fn with_lease(mut self, lease: &'static str, more: &[&str]) -> Self {
         self.lease = lease;
         self.more = more.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// With another heartbeat than 300 ms.
+    pub(crate) fn with_heartbeat(mut self, heartbeat: &'static str) -> Self {
+        self.heartbeat = heartbeat;
         self
     }
 
@@ -122,7 +130,8 @@ impl Cluster {
     fn spawn(&self, id: &str, port: u16, captures: u16) -> Child {
         Command::new(BINARY)
             .args(["server", "--cluster", &self.name, "--store", &self.store, "--id", id])
-            .args(["--addr", &format!("127.0.0.1:{port}"), "--lease", self.lease, "--heartbeat", "300ms"])
+            .args(["--addr", &format!("127.0.0.1:{port}"), "--lease", self.lease])
+            .args(["--heartbeat", self.heartbeat])
             .args(&self.more)
             .args(["--captures", &captures.to_string(), "--shutdown-timeout", &self.shutdown_timeout, "--log", "warn"])
             .args(&self.options.server)
@@ -131,6 +140,11 @@ impl Cluster {
             .kill_on_drop(true)
             .spawn()
             .unwrap()
+    }
+
+    /// The process of a capture.
+    pub(crate) fn pid(&self, id: &str) -> u32 {
+        self.captures[id].1.id().unwrap()
     }
 
     /// Where a process listens; with several captures, the first of them.

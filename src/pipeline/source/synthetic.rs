@@ -38,11 +38,13 @@ fn mix(seed: u64) -> u64 {
 pub fn synthetic_rows(url: &SyntheticUrl, span: &Span, after: CommitTs, until: CommitTs) -> Vec<Row> {
     let Some(table) = span.table.strip_prefix('t').and_then(|n| n.parse::<u64>().ok()) else { return Vec::new() };
     // Row i of a table is committed at i * 1000 / rate: a moment of its own, since the rate is at most one a millisecond.
-    let number = |ts: CommitTs| (u128::from(ts) * u128::from(url.rate)).div_ceil(1000);
+    let later = table.wrapping_mul(url.stagger_ms) % 1000;
+    let number = |ts: CommitTs| (u128::from(ts.saturating_sub(later)) * u128::from(url.rate)).div_ceil(1000);
     let (first, end) = (number(after + 1), number(until + 1));
     let rows = (first..end).map(|i| {
         let i = u64::try_from(i).unwrap_or(u64::MAX);
-        let commit_ts = u64::try_from(u128::from(i) * 1000 / u128::from(url.rate)).unwrap_or(u64::MAX);
+        let since = u64::try_from(u128::from(i) * 1000 / u128::from(url.rate)).unwrap_or(u64::MAX);
+        let commit_ts = since.saturating_add(later);
         let dice = mix(url.seed ^ mix(table ^ mix(i)));
         let key = format!("t{table}/{:09}", dice % url.keys).into_bytes();
         let value = || {
@@ -100,5 +102,19 @@ mod tests {
         assert_eq!(whole, cut);
         assert!(whole.is_sorted_by(|a, b| a.commit_ts < b.commit_ts));
         assert!(whole.iter().any(|row| row.op == RowOp::Delete));
+    }
+
+    #[test]
+    fn staggered_tables_take_turns() {
+        let Ok(SourceUrl::Synthetic(url)) = SourceUrl::parse("synthetic://?rate=2&stagger_ms=40") else {
+            panic!("url")
+        };
+        let rows = |table, after, until| -> Vec<CommitTs> {
+            synthetic_rows(&url, &synthetic_table(table), after, until).iter().map(|row| row.commit_ts).collect()
+        };
+        assert_eq!(rows(0, 999, 2000), [1000, 1500, 2000]);
+        assert_eq!(rows(3, 999, 2000), [1120, 1620]);
+        assert_eq!([rows(3, 1000, 1120), rows(3, 1120, 1620)], [[1120], [1620]]);
+        assert_eq!(rows(26, 999, 2000), [1040, 1540], "the turns begin again after a second");
     }
 }

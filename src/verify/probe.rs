@@ -8,7 +8,7 @@ use std::{
 
 use capturedrain_core::model::{CommitTs, Span, WriterEpoch};
 
-use super::{DemoError, story::Feed};
+use super::VerifyError;
 use crate::pipeline::{SinkRow, SourceUrl, SyntheticUrl, folder, parse_file_name, synthetic_rows, synthetic_table};
 
 /// How much of a file's end is read to find its last row.
@@ -19,6 +19,7 @@ const OTHER_FILE_AFTER_MS: u64 = 40;
 const AHEAD_MS: u64 = 2_000;
 
 /// A table: what of it is in the sink.
+#[derive(Debug)]
 struct Table {
     folder: PathBuf,
     url: SyntheticUrl,
@@ -29,26 +30,39 @@ struct Table {
     missing_ts: CommitTs,
 }
 
+/// A changefeed from a synthetic source into files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Feed {
+    /// `synthetic://…`
+    pub source: String,
+    /// The folder of the sink.
+    pub sink: PathBuf,
+    /// Rows above this commit timestamp are replicated.
+    pub start_ts: CommitTs,
+}
+
 /// The tables of all changefeeds.
-pub(super) struct Probe {
+#[derive(Debug)]
+pub struct Probe {
     feeds: Vec<Vec<Table>>,
 }
 
 impl Probe {
-    pub(super) fn new(feeds: &[Feed]) -> Result<Self, DemoError> {
+    /// Looks at nothing yet.
+    ///
+    /// # Errors
+    /// When the URL of a source is not one.
+    pub fn new(feeds: &[Feed]) -> Result<Self, VerifyError> {
         let tables = |feed: &Feed| {
-            let SourceUrl::Synthetic(url) = SourceUrl::parse(&feed.source).map_err(crate::verify::VerifyError::from)?
-            else {
-                return Ok(Vec::new());
-            };
+            let SourceUrl::Synthetic(url) = SourceUrl::parse(&feed.source)? else { return Ok(Vec::new()) };
             Ok((0..url.tables).map(|n| Table::new(&feed.sink, &url, n, feed.start_ts)).collect())
         };
-        Ok(Self { feeds: feeds.iter().map(tables).collect::<Result<_, DemoError>>()? })
+        Ok(Self { feeds: feeds.iter().map(tables).collect::<Result<_, VerifyError>>()? })
     }
 
     /// For each changefeed the age, in milliseconds, of the oldest row that its source has and its sink has not; 0 when
     /// there is none.
-    pub(super) fn lags(&mut self, now_ms: u64) -> Vec<u64> {
+    pub fn lags(&mut self, now_ms: u64) -> Vec<u64> {
         let of = |tables: &mut Vec<Table>| tables.iter_mut().map(|table| table.lag(now_ms)).max().unwrap_or(0);
         self.feeds.iter_mut().map(of).collect()
     }
