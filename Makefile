@@ -23,10 +23,12 @@ demo: ## the tour: a cluster in this process, captures leave in three ways, the 
 	@cargo build --quiet
 	@target/debug/capturedrain demo $(ARGS)
 
-tools: ## install what building and testing need, where it is missing: protoc, etcd and promtool
+tools: ## install what building and testing need, where it is missing: protoc, etcd, promtool, Kubernetes' API, Helm
 	@tools/install protobuf
 	@tools/install promtool >/dev/null
 	@printf 'etcd and etcdctl are in %s\n' "$$(dirname "$$(tools/install etcd)")"
+	@printf 'kube-apiserver and kubectl are in %s\n' "$$(tools/install kubernetes)"
+	@printf 'helm is in %s\n' "$$(dirname "$$(tools/install helm)")"
 
 build: ## build everything for development
 	@tools/install protobuf
@@ -40,10 +42,12 @@ check: ## what has to pass before a commit: format, lints, layers, licences, lin
 	cargo clippy -p capturedrain-core --features mutants --all-targets -- -D warnings
 	cargo test --quiet --test tidy
 
-test: ## all tests, on a real etcd, and the simulation with its mutants
+test: ## all tests, on a real etcd and a real Kubernetes API, and the simulation with its mutants
 	@tools/install protobuf
 	etcd=$$(tools/install etcd) && promtool=$$(tools/install promtool) && \
-		CAPTUREDRAIN_ETCD=$$etcd CAPTUREDRAIN_PROMTOOL=$$promtool cargo test --workspace
+		kubernetes=$$(tools/install kubernetes) && helm=$$(tools/install helm) && \
+		CAPTUREDRAIN_ETCD=$$etcd CAPTUREDRAIN_PROMTOOL=$$promtool \
+		CAPTUREDRAIN_KUBERNETES=$$kubernetes CAPTUREDRAIN_HELM=$$helm cargo test --workspace
 	$(SIMULATION)
 
 simulate: ## more of the simulation: SEEDS=1000 runs that many, SEED=42 replays one with its log
