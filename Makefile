@@ -60,8 +60,9 @@ fuzz: ## feed the decoders of what comes from outside with anything; FUZZ=60 doe
 	@tools/install protobuf
 	@tools/fuzz $(FUZZ)
 
-crd: ## write crds/capturedrain.yaml anew, from the type
+crd: ## write crds/capturedrain.yaml and the chart's copy of it anew, from the type
 	cargo run --quiet -- crd > crds/capturedrain.yaml.new && mv crds/capturedrain.yaml.new crds/capturedrain.yaml
+	cp crds/capturedrain.yaml charts/capturedrain-operator/files/capturedrain.yaml
 
 openapi: ## write docs/openapi.json anew, from the handlers of the HTTP API
 	cargo run --quiet -- openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json

@@ -18,8 +18,7 @@ pub(super) const POD_NAME: &str =
 pub(super) const CAPTURE_ID: &str =
     "captureID has to be a capture's name: 1 to 128 letters, digits, '.', '_' or '-', not a dot first";
 pub(super) const POD_UID: &str = "podUID cannot be empty: write the pod's metadata.uid, or leave it out";
-pub(super) const SERVICE_NAME: &str =
-    "serviceName has to be the name of a Service of this namespace, as cdc: small letters, digits and -, a letter first";
+pub(super) const SERVICE_NAME: &str = "serviceName has to be the name of a Service of this namespace, as cdc: small letters, digits and -, a letter first";
 pub(super) const TLS_SECRET: &str =
     "tlsSecretName has to be the name of a Secret of this namespace, as cdc-tls: small letters, digits, - and .";
 pub(super) const USER_SECRET: &str =
