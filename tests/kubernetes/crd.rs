@@ -90,7 +90,7 @@ async fn kubectl_explains_what_to_write() {
     let admin = api_server::shared().await.admin();
     for (field, says) in [
         ("", "Empties a capture of a change-data-capture cluster before its pod goes away"),
-        (".spec.onDeadline", "enum: Hold, Proceed"),
+        (".spec.onDeadline", "ENUM: Hold Proceed"),
         (".spec.onDeadline", "Hold keeps the pod"),
         (".spec.onDeadline", "Proceed lets the pod go with work left"),
         (".spec.clusterRef.kind", "TiCDC is TiCDC's open API"),
