@@ -25,10 +25,12 @@ demo: ## the tour: a cluster in this process, captures leave in three ways, the 
 	@cargo build --quiet
 	@target/debug/capturedrain demo $(ARGS)
 
-tools: ## install what building and testing need, where it is missing: protoc, etcd and promtool
+tools: ## install what building and testing need, where it is missing: protoc, etcd, promtool, Kubernetes' API, Helm
 	@tools/install protobuf
 	@tools/install promtool >/dev/null
 	@printf 'etcd and etcdctl are in %s\n' "$$(dirname "$$(tools/install etcd)")"
+	@printf 'kube-apiserver and kubectl are in %s\n' "$$(tools/install kubernetes)"
+	@printf 'helm is in %s\n' "$$(dirname "$$(tools/install helm)")"
 
 build: ## build everything for development
 	@tools/install protobuf
@@ -42,10 +44,12 @@ check: ## what has to pass before a commit: format, lints, layers, licences, lin
 	cargo clippy -p capturedrain-core --features mutants --all-targets -- -D warnings
 	cargo test --quiet --test tidy
 
-test: ## all tests, on a real etcd, and the simulation with its mutants
+test: ## all tests, on a real etcd and a real Kubernetes API, and the simulation with its mutants
 	@tools/install protobuf
 	etcd=$$(tools/install etcd) && promtool=$$(tools/install promtool) && \
-		CAPTUREDRAIN_ETCD=$$etcd CAPTUREDRAIN_PROMTOOL=$$promtool cargo test --workspace
+		kubernetes=$$(tools/install kubernetes) && helm=$$(tools/install helm) && \
+		CAPTUREDRAIN_ETCD=$$etcd CAPTUREDRAIN_PROMTOOL=$$promtool \
+		CAPTUREDRAIN_KUBERNETES=$$kubernetes CAPTUREDRAIN_HELM=$$helm cargo test --workspace
 	$(SIMULATION)
 
 simulate: ## more of the simulation: SEEDS=1000 runs that many, SEED=42 replays one with its log
@@ -68,8 +72,9 @@ fuzz: ## feed the decoders of what comes from outside with anything; FUZZ=60 doe
 	@tools/install protobuf
 	@tools/fuzz $(FUZZ)
 
-crd: ## write crds/capturedrain.yaml anew, from the type
+crd: ## write crds/capturedrain.yaml and the chart's copy of it anew, from the type
 	cargo run --quiet -- crd > crds/capturedrain.yaml.new && mv crds/capturedrain.yaml.new crds/capturedrain.yaml
+	cp crds/capturedrain.yaml charts/capturedrain-operator/files/capturedrain.yaml
 
 openapi: ## write docs/openapi.json anew, from the handlers of the HTTP API
 	cargo run --quiet -- openapi > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{CaptureDrain, ClusterKind};
+use super::{CaptureDrain, ClusterKind, rules::broken_rule};
 
 /// The apiVersion and kind of the resource.
 const API_VERSION: &str = "capturedrain.io/v1alpha1";
@@ -68,7 +68,7 @@ pub fn parse(text: &str, file: &str) -> Result<Vec<CaptureDrain>, ManifestError>
     for ((drain, written), document) in drains.iter().zip(&kinds).zip(1..) {
         let unknown = serde_json::to_value(drain).ok().and_then(|read| unread(written, &read));
         let unknown = unknown.map(|field| format!("unknown field `{field}`"));
-        if let Some(rule) = unknown.or_else(|| broken_rule(drain).map(str::to_owned)) {
+        if let Some(rule) = unknown.or_else(|| refused(drain)) {
             return Err(ManifestError::Rule { file: file.to_owned(), document, rule });
         }
     }
@@ -97,29 +97,14 @@ fn unread(written: &Value, read: &Value) -> Option<String> {
     }
 }
 
-/// The rules that an API server checks, for manifests that never see one.
-fn broken_rule(drain: &CaptureDrain) -> Option<&'static str> {
-    let spec = &drain.spec;
-    let reason_max = capturedrain_core::model::REASON_MAX_CHARS;
-    let positive = |seconds: Option<i64>| seconds.is_none_or(|seconds| seconds > 0);
-    [
-        (drain.metadata.name.is_some(), "metadata.name is missing"),
-        (!spec.cluster_ref.service_name.is_empty(), "spec.clusterRef.serviceName is empty"),
-        (spec.cluster_ref.kind == ClusterKind::CaptureDrain, "spec.clusterRef.kind TiCDC is for the operator"),
-        (
-            spec.target.pod_name.is_some() != spec.target.capture_id.is_some(),
-            "write exactly one of spec.target.podName and spec.target.captureID",
-        ),
-        (positive(spec.deadline_seconds), "spec.deadlineSeconds has to be above 0"),
-        (positive(spec.progress_deadline_seconds), "spec.progressDeadlineSeconds has to be above 0"),
-        (
-            spec.reason.as_ref().is_none_or(|reason| reason.chars().count() <= reason_max),
-            "spec.reason is longer than 1024 characters",
-        ),
-        (positive(spec.release_after_seconds), "spec.releaseAfterSeconds has to be above 0"),
-    ]
-    .into_iter()
-    .find_map(|(holds, rule)| (!holds).then_some(rule))
+/// What an API server would refuse, and what only an operator can do.
+fn refused(drain: &CaptureDrain) -> Option<String> {
+    if drain.metadata.name.is_none() {
+        return Some("metadata.name is missing".to_owned());
+    }
+    let is_foreign = drain.spec.cluster_ref.kind == ClusterKind::TiCdc;
+    let foreign = || is_foreign.then(|| "spec.clusterRef.kind TiCDC is for the operator".to_owned());
+    broken_rule(&drain.spec).or_else(foreign)
 }
 
 /// Writes a resource as YAML.
@@ -167,7 +152,8 @@ mod tests {
         check(&GOOD.replace("kind: CaptureDrain", "kind: Pod"), "Pod");
         check(&format!("{GOOD}  deadlineSeconds: 0\n"), "deadlineSeconds");
         check(&format!("{GOOD}  deadlineSeconds: soon\n"), "drain.yaml");
-        check(&format!("{GOOD}  reason: {}\n", "r".repeat(1025)), "spec.reason is longer than 1024");
+        check(&format!("{GOOD}  reason: {}\n", "r".repeat(1025)), "spec.reason is too long: may not be more than 1024");
+        check(&GOOD.replace("serviceName: cdc", "serviceName: cdc, kind: TiCDC"), "TiCDC is for the operator");
         check("", "holds no");
         check("a: [", "drain.yaml");
     }

@@ -4,6 +4,7 @@ mod condition;
 #[allow(unreachable_pub, reason = "the derive macro makes items of its own public")]
 mod crd;
 mod manifest;
+mod rules;
 
 pub use self::{
     condition::{ACCEPTED, Conditions, DRAINED, FINISHED, RECONCILING, STALLED, SUCCEEDED, find, is_true},

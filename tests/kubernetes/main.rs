@@ -5,6 +5,8 @@
 #[path = "../support/api_server.rs"]
 #[allow(dead_code, reason = "other targets use more of it")]
 mod api_server;
+mod chart;
+mod crd;
 mod ends;
 mod harness;
 mod operator;
