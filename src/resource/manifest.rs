@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{CaptureDrain, ClusterKind};
+use super::CaptureDrain;
 
 /// The apiVersion and kind of the resource.
 const API_VERSION: &str = "capturedrain.io/v1alpha1";
@@ -105,7 +105,6 @@ fn broken_rule(drain: &CaptureDrain) -> Option<&'static str> {
     [
         (drain.metadata.name.is_some(), "metadata.name is missing"),
         (!spec.cluster_ref.service_name.is_empty(), "spec.clusterRef.serviceName is empty"),
-        (spec.cluster_ref.kind == ClusterKind::CaptureDrain, "spec.clusterRef.kind TiCDC is for the operator"),
         (
             spec.target.pod_name.is_some() != spec.target.capture_id.is_some(),
             "write exactly one of spec.target.podName and spec.target.captureID",
