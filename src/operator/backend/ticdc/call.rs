@@ -28,6 +28,8 @@ pub(super) enum CallError {
         server: String,
         /// Why.
         why: String,
+        /// Whether it said so itself.
+        is_answer: bool,
     },
     /// The server and this process do not trust each other.
     #[error("{server}: {why}")]
@@ -130,7 +132,8 @@ impl Caller {
         self.exchange(server, &question, None, &[StatusCode::OK], wire::status).await
     }
 
-    /// Asks one server after the other until one has something to say; each passes on what only the owner knows.
+    /// Asks one server after the other until one has something to say; each passes on what only the owner knows. Whoever
+    /// says of a drain that it cannot tell is not passed over: two answers of which one is 0 are no 0.
     async fn ask<T>(
         &self,
         question: &Question,
@@ -140,12 +143,17 @@ impl Caller {
         let mut last = None;
         for server in self.servers.iter().take(ATTEMPTS_MAX) {
             match self.exchange(server, question, self.login.as_ref(), good, &read).await {
-                Err(error @ CallError::Away { .. }) => last = Some(error),
+                Err(error @ CallError::Away { is_answer, .. }) if !is_answer || question.method == Method::GET => {
+                    last = Some(error);
+                }
                 done => return done,
             }
         }
-        let nobody = || CallError::Away { server: "no server".to_owned(), why: "there is nobody to ask".to_owned() };
-        Err(last.unwrap_or_else(nobody))
+        Err(last.unwrap_or_else(|| CallError::Away {
+            server: "no server".to_owned(),
+            why: "there is nobody to ask".to_owned(),
+            is_answer: false,
+        }))
     }
 
     /// One call of one server.
@@ -157,7 +165,7 @@ impl Caller {
         good: &[StatusCode],
         read: impl Fn(&[u8]) -> Result<T, Garbled>,
     ) -> Result<T, CallError> {
-        let away = |why: String| CallError::Away { server: server.to_owned(), why };
+        let away = |why: String, is_answer| CallError::Away { server: server.to_owned(), why, is_answer };
         let mut call = self.dialer.http().request(question.method.clone(), self.dialer.url(server, question.path));
         call = call.timeout(CALL_TIMEOUT);
         if let Some(Login(login)) = login {
@@ -170,11 +178,12 @@ impl Caller {
             Some(why @ Distrust::Refused(_)) => {
                 CallError::Unauthorized { server: server.to_owned(), why: why.to_string() }
             }
-            Some(why) => away(why.to_string()),
-            None => away(cause(&error)),
+            Some(why) => away(why.to_string(), false),
+            // One that was asked and then fell silent may have said anything.
+            None => away(cause(&error), !error.is_connect()),
         })?;
         let status = answer.status();
-        let body = body(answer).await.map_err(away)?;
+        let body = body(answer).await.map_err(|why| away(why, true))?;
         if good.contains(&status) {
             return read(&body).map_err(|why| CallError::Garbled { server: server.to_owned(), why });
         }
@@ -208,11 +217,11 @@ fn refused(server: &str, path: &'static str, status: StatusCode, body: &[u8]) ->
         StatusCode::NOT_FOUND if complaint.is_none() => CallError::Unknown { server, path },
         StatusCode::SERVICE_UNAVAILABLE => {
             let why = complaint.unwrap_or_else(|| "it is not ready".to_owned());
-            CallError::Away { server, why }
+            CallError::Away { server, why, is_answer: true }
         }
         _ => match complaint {
             Some(sentence) => CallError::Denied(sentence),
-            None => CallError::Away { server, why: format!("it answers {status}") },
+            None => CallError::Away { server, why: format!("it answers {status}"), is_answer: true },
         },
     }
 }
