@@ -3,8 +3,11 @@
 use std::{io::Read as _, path::PathBuf, time::Duration};
 
 use clap::Args;
-use futures::StreamExt as _;
-use tokio::time;
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
+use tokio::time::{self, Instant};
 
 use super::{
     Common, Format,
@@ -14,9 +17,12 @@ use super::{
     signals::Signals,
 };
 use crate::{
-    client::Client,
-    operator::reconcile,
-    resource::{CaptureDrain, ManifestError, ending, is_drained, is_finished, parse, stalled, to_yaml},
+    client::{Client, SILENCE},
+    operator::{
+        backend::{Backend, TiCdc},
+        reconcile,
+    },
+    resource::{CaptureDrain, ClusterKind, ManifestError, ending, is_drained, is_finished, parse, stalled, to_yaml},
 };
 
 /// How long without news the next round comes at the latest.
@@ -34,6 +40,7 @@ Example:
   spec:
     clusterRef:
       serviceName: cdc        # ignored here: --server says where the cluster is
+      kind: CaptureDrain      # or TiCDC
     target:
       captureID: capture-1    # or podName: capture-1
     deadlineSeconds: 600
@@ -48,6 +55,12 @@ pub(super) struct ApplyArgs {
     /// Go on until each has ended, or its target is proven empty
     #[arg(long, short, env = "CAPTUREDRAIN_WAIT")]
     wait: bool,
+    /// Who asks a cluster of `TiCDC` that wants to know
+    #[arg(long, env = "CAPTUREDRAIN_TICDC_USER", value_name = "NAME", requires = "ticdc_password_file")]
+    ticdc_user: Option<String>,
+    /// The file with that user's password
+    #[arg(long, env = "CAPTUREDRAIN_TICDC_PASSWORD_FILE", value_name = "FILE", requires = "ticdc_user")]
+    ticdc_password_file: Option<PathBuf>,
 }
 
 fn read(file: &PathBuf) -> Result<Vec<CaptureDrain>, Failure> {
@@ -65,17 +78,25 @@ fn read(file: &PathBuf) -> Result<Vec<CaptureDrain>, Failure> {
 }
 
 pub(super) async fn run(args: ApplyArgs, common: &Common) -> Result<Exit, Failure> {
-    let client = common.client()?;
     let mut drains = read(&args.file)?;
+    let ways = Ways::new(&args, common, &drains)?;
     let mut signals = Signals::listen()?;
-    let mut news = std::pin::pin!(client.watch().fuse());
+    let mut news = std::pin::pin!(ways.news().fuse());
+    let mut silent_since = None;
     let left = loop {
         tokio::select! {
-            () = round(&client, &mut drains) => {}
+            () = round(&ways, &mut drains) => {}
             exit = signals.next() => break Some(exit),
         }
         if !args.wait || drains.iter().all(is_over) {
             break None;
+        }
+        // Of this project's clusters `news` tells that.
+        let is_away = |drain: &CaptureDrain| is_ticdc(drain) && stalled(drain) == Some("ClusterUnreachable");
+        silent_since = drains.iter().any(is_away).then(|| silent_since.unwrap_or_else(Instant::now));
+        if silent_since.is_some_and(|since| since.elapsed() >= SILENCE) {
+            show(&drains, common)?;
+            return Err(silent("nothing is asked for any more"));
         }
         tokio::select! {
             heard = time::timeout(ROUND, news.next()) => if matches!(heard, Ok(None)) {
@@ -85,27 +106,81 @@ pub(super) async fn run(args: ApplyArgs, common: &Common) -> Result<Exit, Failur
             exit = signals.next() => break Some(exit),
         }
     };
-    if left.is_some() {
+    if left.is_some() && !drains.iter().all(is_ticdc) {
         say("what was asked for goes on; `capturedrain status` shows it, `capturedrain cancel` calls it off");
+    }
+    if left.is_some() && drains.iter().any(is_ticdc) {
+        say("TiCDC is not asked any more, what it has begun it may finish; apply the same file to go on");
     }
     show(&drains, common)?;
     Ok(left.unwrap_or_else(|| drains.iter().map(outcome).find(|exit| *exit != Exit::Done).unwrap_or(Exit::Done)))
 }
 
+fn is_ticdc(drain: &CaptureDrain) -> bool {
+    drain.spec.cluster_ref.kind == ClusterKind::TiCdc
+}
+
+/// The ways to the servers: they may be asked as one kind of cluster or as the other.
+struct Ways {
+    own: Option<Client>,
+    ticdc: Option<TiCdc>,
+}
+
+impl Ways {
+    /// Those that the drains need.
+    fn new(args: &ApplyArgs, common: &Common, drains: &[CaptureDrain]) -> Result<Self, Failure> {
+        let needs = |kind| drains.iter().any(|drain| drain.spec.cluster_ref.kind == kind);
+        let own = needs(ClusterKind::CaptureDrain).then(|| common.client()).transpose()?;
+        let ticdc = needs(ClusterKind::TiCdc).then(|| ticdc(args, common)).transpose()?;
+        Ok(Self { own, ticdc })
+    }
+
+    fn of(&self, drain: &CaptureDrain) -> Option<&dyn Backend> {
+        match drain.spec.cluster_ref.kind {
+            ClusterKind::CaptureDrain => self.own.as_ref().map(|client| client as &dyn Backend),
+            ClusterKind::TiCdc => self.ticdc.as_ref().map(|ticdc| ticdc as &dyn Backend),
+        }
+    }
+
+    /// Something for each change of this project's cluster, nothing for `TiCDC`'s, which tells of none. It ends when
+    /// nobody answers for too long.
+    fn news(&self) -> BoxStream<'static, ()> {
+        match &self.own {
+            Some(client) => client.watch().map(drop).boxed(),
+            None => stream::pending().boxed(),
+        }
+    }
+}
+
+fn ticdc(args: &ApplyArgs, common: &Common) -> Result<TiCdc, Failure> {
+    let (servers, dialer) = common.client()?.into_parts();
+    let login = match (&args.ticdc_user, &args.ticdc_password_file) {
+        (Some(user), Some(file)) => {
+            let cannot = |error| Failure::environment(format!("{} cannot be read: {error}", file.display()));
+            let password = std::fs::read_to_string(file).map_err(cannot)?;
+            Some((user.clone(), password.trim_end_matches(['\r', '\n']).to_owned()))
+        }
+        _ => None,
+    };
+    Ok(TiCdc::new(servers, dialer, login))
+}
+
 /// Looks after each, and tells of those that have come to something else.
-async fn round(client: &Client, drains: &mut [CaptureDrain]) {
+async fn round(ways: &Ways, drains: &mut [CaptureDrain]) {
     for drain in drains {
+        let Some(backend) = ways.of(drain) else { continue };
         let before = phase(drain);
-        reconcile(client, drain).await;
+        reconcile(backend, drain).await;
         tell(drain, before.as_deref());
     }
 }
 
-/// Whether waiting longer brings nothing: a deadline that has passed is for a person to decide, certificates to mend.
+/// Whether waiting longer brings nothing: a deadline that has passed is for a person to decide, certificates and releases
+/// are to mend.
 fn is_over(drain: &CaptureDrain) -> bool {
     is_finished(drain)
         || is_drained(drain)
-        || matches!(stalled(drain), Some("DeadlineHeld" | "NoProgress" | "Unauthorized"))
+        || matches!(stalled(drain), Some("DeadlineHeld" | "NoProgress" | "Unauthorized" | "DrainUnsupported"))
 }
 
 fn phase(drain: &CaptureDrain) -> Option<String> {

@@ -153,6 +153,11 @@ impl Client {
         Ok(Self { dialer: client.dialer.behind(name), ..client })
     }
 
+    /// The servers, `host:port` each, and how they are called: for those who speak something else with them.
+    pub fn into_parts(self) -> (Vec<String>, Dialer) {
+        (self.servers.given().to_vec(), self.dialer)
+    }
+
     /// A capture's own way to its cluster, by a `host:port`.
     pub(crate) fn of_capture(addr: String, dialer: Dialer) -> Self {
         Self { servers: Known::new(vec![addr]), dialer }

@@ -9,7 +9,7 @@ use super::{
     status::NO_PEERS_PATIENCE_SECONDS,
     validate::REGISTRATION_PATIENCE_SECONDS,
 };
-use crate::resource::{CaptureDrain, is_drained, is_finished};
+use crate::resource::{CaptureDrain, ClusterKind, is_drained, is_finished};
 
 /// How soon what waits for another is looked at again, should nobody tell of it.
 const QUEUE: Duration = Duration::from_secs(5);
@@ -42,6 +42,8 @@ pub fn due(drain: &CaptureDrain, now: Timestamp) -> Option<Duration> {
     let next = moments.into_iter().flatten().map(until).min();
     let waits = match status.phase.as_deref() {
         Some("Queued") => Some(QUEUE),
+        // What it refuses leaves no trace in what it says of itself.
+        Some("Unknown") if spec.cluster_ref.kind == ClusterKind::TiCdc => Some(QUEUE),
         Some("Pending") if plan::epoch(drain).is_none() => {
             Some(Duration::from_secs(REGISTRATION_PATIENCE_SECONDS.unsigned_abs() / 12))
         }

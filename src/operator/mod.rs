@@ -13,6 +13,7 @@ pub mod event;
 pub mod observe;
 pub mod plan;
 pub mod queue;
+pub mod rollout;
 pub mod status;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a test")]

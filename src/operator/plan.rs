@@ -9,7 +9,7 @@ use super::{
     validate::Aim,
 };
 use crate::{
-    resource::{BlockedBy, CaptureDrain, ClusterKind, LimitPolicy, is_finished},
+    resource::{BlockedBy, CaptureDrain, ClusterKind, LimitPolicy, is_drained, is_finished},
     view::{CaptureView, DrainEndView},
 };
 
@@ -55,6 +55,8 @@ pub enum Stage {
     Draining,
     /// The target is proven empty, and its pod may go.
     Drained(DrainEndView),
+    /// The same, as far as it is known: nothing changes.
+    Kept,
     /// It has ended, for this reason.
     Ended {
         /// As the conditions name it.
@@ -144,7 +146,11 @@ fn withdraw(drain: &CaptureDrain, reason: &'static str, aim: &Aim, cluster: &Clu
     let capture = drain.status.as_ref().and_then(|status| status.capture_id.as_ref());
     let capture = capture.or(on.draining_capture_id.as_ref().filter(|_| is_own));
     let Some(capture) = capture.and_then(|capture| CaptureId::new(capture).ok()) else { return Plan::wait(stage) };
-    let action = if is_on(cluster, epoch) {
+    let action = if is_ticdc(drain) {
+        // It is told in any case, to hear that there is no way back; unless the target is on its way out.
+        let is_there = matches!(aim, Aim::Present(_)) && !is_leaving(observed);
+        if is_there { Action::Cancel { capture, epoch: DrainEpoch(epoch) } } else { Action::Nothing }
+    } else if is_on(cluster, epoch) {
         let is_alone = on.requesters.iter().all(|other| other.ends_with(&own));
         if is_alone { Action::Cancel { capture, epoch: DrainEpoch(epoch) } } else { Action::Nothing }
     } else {
@@ -156,6 +162,11 @@ fn withdraw(drain: &CaptureDrain, reason: &'static str, aim: &Aim, cluster: &Clu
         }
     };
     Plan { action, stage }
+}
+
+/// Whether the cluster keeps no record of drains.
+fn is_ticdc(drain: &CaptureDrain) -> bool {
+    drain.spec.cluster_ref.kind == ClusterKind::TiCdc
 }
 
 fn is_on(cluster: &Cluster, epoch: u64) -> bool {
@@ -215,7 +226,7 @@ fn request(drain: &CaptureDrain, capture: &CaptureView, observed: &Observed) -> 
         LimitPolicy::Proceed => NoPeersPolicy::Proceed,
     };
     request.avoid.clone_from(&observed.around.avoid);
-    if spec.cluster_ref.kind == ClusterKind::TiCdc {
+    if is_ticdc(drain) {
         // It keeps no record: the run goes on under the number that it had.
         request.epoch = epoch(drain).map(DrainEpoch);
     }
@@ -239,6 +250,8 @@ fn follow(drain: &CaptureDrain, epoch: u64, aim: &Aim, cluster: &Cluster, observ
         // The store was put back, or the history was cut, or the cluster keeps none: whoever asks again is told.
         return match aim {
             Aim::Present(capture) => start(drain, capture, observed, Stage::Draining),
+            // Whoever had the proof has ended, and the status has it still.
+            Aim::Gone | Aim::PodGone if is_ticdc(drain) && is_drained(drain) => gone(drain, aim, observed),
             Aim::Gone | Aim::PodGone => Plan::end("TargetGone", false),
             Aim::Replaced(_) => Plan::end("TargetReplaced", false),
             _ => Plan::wait(Stage::Draining),
@@ -252,10 +265,22 @@ fn follow(drain: &CaptureDrain, epoch: u64, aim: &Aim, cluster: &Cluster, observ
         (_, Aim::PodGone) => Plan::end("PodGone", true),
         // A new registration in the same pod: work may have come back, so the proof is void.
         (_, Aim::Replaced(found)) if found.pod_uid == pinned_pod(drain) => Plan::end("TargetReplaced", false),
+        // It may be given work again, so that it is asked on until it is gone.
+        (_, Aim::Present(_)) if is_ticdc(drain) => Plan::wait(Stage::Drained(end.clone())),
         _ if !is_pod => Plan::end("CaptureStopping", true),
         (_, Aim::Present(_)) => Plan::wait(Stage::Drained(end.clone())),
         // The process has ended; whether its pod is gone Kubernetes knows.
         (_, Aim::Gone) if observed.around.pod != PodSeen::Unasked => Plan::wait(Stage::Drained(end.clone())),
+        _ => Plan::end("PodGone", true),
+    }
+}
+
+/// A target whose proof is in the status alone has gone.
+fn gone(drain: &CaptureDrain, aim: &Aim, observed: &Observed) -> Plan {
+    let is_pod = drain.spec.target.pod_name.is_some();
+    match aim {
+        Aim::Gone if !is_pod => Plan::end("CaptureStopping", true),
+        Aim::Gone if observed.around.pod != PodSeen::Unasked => Plan::wait(Stage::Kept),
         _ => Plan::end("PodGone", true),
     }
 }

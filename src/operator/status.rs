@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     resource::{
-        ACCEPTED, BlockedBy, CaptureDrain, CaptureDrainSpec, CaptureDrainStatus, Conditions, DRAINED, FINISHED,
-        LimitPolicy, Progress, RECONCILING, STALLED, SUCCEEDED, Work,
+        ACCEPTED, BlockedBy, CaptureDrain, CaptureDrainSpec, CaptureDrainStatus, ClusterKind, Conditions, DRAINED,
+        FINISHED, LimitPolicy, Progress, RECONCILING, STALLED, SUCCEEDED, Work,
     },
     view::WorkView,
 };
@@ -112,15 +112,21 @@ fn number(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-fn work(count: WorkView) -> Work {
-    Work { maintainers: Some(number(count.maintainers)), dispatchers: Some(number(count.dispatchers)) }
-}
-
 fn time(text: Option<&String>) -> Option<Time> {
     text.and_then(|text| text.parse().ok()).map(Time)
 }
 
 impl Round<'_> {
+    fn is_ticdc(&self) -> bool {
+        self.spec.cluster_ref.kind == ClusterKind::TiCdc
+    }
+
+    /// A number of maintainers is none where nobody counts them.
+    fn work(&self, count: WorkView) -> Work {
+        let maintainers = (!self.is_ticdc()).then(|| number(count.maintainers));
+        Work { maintainers, dispatchers: Some(number(count.dispatchers)) }
+    }
+
     /// What is true whatever the stage is.
     fn see(&mut self, aim: &Aim) {
         let Some(cluster) = self.cluster else { return };
@@ -148,7 +154,7 @@ impl Round<'_> {
 
     fn stage(&mut self, stage: &Stage, aim: &Aim) {
         match stage {
-            Stage::Finished => {}
+            Stage::Finished | Stage::Kept => {}
             Stage::Unseen(unseen) => {
                 self.conditions.set(STALLED, true, unseen.reason(), unseen.to_string());
                 self.after.phase = Some("Unknown".to_owned());
@@ -240,8 +246,11 @@ impl Round<'_> {
 
     fn proven(&mut self, initial: Option<WorkView>) {
         let known = self.after.progress.take().and_then(|progress| progress.initial);
-        let initial = initial.map(work).or(known);
-        let is_nothing = initial == Some(work(WorkView::default()));
+        let told = initial.map(|initial| self.work(initial));
+        // Who takes a run over of another process does not know what it began with.
+        let initial = if self.is_ticdc() { known.or(told) } else { told.or(known) };
+        let nothing = self.work(WorkView::default());
+        let is_nothing = initial == Some(nothing);
         let epoch = self.after.epoch.unwrap_or_default();
         let (reason, message) = if is_nothing {
             ("NothingToDrain", format!("proven empty under epoch {epoch}: there was nothing on it"))
@@ -249,8 +258,8 @@ impl Round<'_> {
             ("Proven", format!("proven empty under epoch {epoch}"))
         };
         self.conditions.set(DRAINED, true, reason, message);
-        let remaining = Some(work(WorkView::default()));
-        self.after.progress = Some(Progress { initial, remaining, in_flight: Some(0) });
+        let in_flight = (!self.is_ticdc()).then_some(0);
+        self.after.progress = Some(Progress { initial, remaining: Some(nothing), in_flight });
     }
 
     fn draining(&mut self) {
@@ -270,8 +279,9 @@ impl Round<'_> {
             dispatchers: drain.remaining_dispatcher_count.map(number),
         };
         let is_unknown = remaining == Work::default();
+        let known = self.after.progress.take().and_then(|progress| progress.initial).filter(|_| self.is_ticdc());
         self.after.progress = Some(Progress {
-            initial: drain.initial.map(work),
+            initial: known.or(drain.initial.map(|initial| self.work(initial))),
             remaining: (!is_unknown).then_some(remaining),
             in_flight: drain.in_flight.map(|moves| number(moves.maintainers + moves.dispatchers)),
         });

@@ -4,13 +4,14 @@ use capturedrain_core::model::{Answer, CaptureId, DrainEpoch, Refusal};
 use jiff::Timestamp;
 
 use super::{
-    observe::{Cluster, Observed, Surroundings, Unseen},
+    due::due,
+    observe::{Cluster, Observed, Pod, PodSeen, Surroundings, Unseen},
     plan::{Action, Stage, plan},
     status::{Outcome, status},
     validate::validate,
 };
 use crate::{
-    resource::{CaptureDrain, ending, is_drained, is_finished, parse, stalled},
+    resource::{CaptureDrain, Work, ending, is_drained, is_finished, parse, stalled},
     view::{BlockerView, CaptureView, DrainEndView, DrainView, WorkView},
 };
 
@@ -325,4 +326,104 @@ fn a_deleted_object_withdraws_its_own_drain_only() {
     let action = plan(&drain, &aim, &ours);
     assert_eq!(action.action, Action::Cancel { capture: CaptureId::new("b").unwrap(), epoch: DrainEpoch(7) });
     assert_eq!(action.stage, Stage::Ended { reason: "Withdrawn", succeeded: false });
+}
+
+/// A drain of the pod `b-0`, or of another target, of a cluster of `TiCDC`.
+fn ticdc_drain(target: &str) -> CaptureDrain {
+    let mut drain = drain(target);
+    drain.spec.cluster_ref.kind = crate::resource::ClusterKind::TiCdc;
+    drain
+}
+
+/// `TiCDC`'s captures: their ids are new at each start, their addresses name the pods.
+fn ticdc(captures: &[(&str, &str)]) -> Cluster {
+    let capture = |(id, pod): &(&str, &str)| CaptureView {
+        address: format!("{pod}.peer.ns.svc:8301"),
+        pod_name: Some((*pod).to_owned()),
+        pod_uid: None,
+        maintainer_count: None,
+        dispatcher_count: None,
+        ..capture(id, id)
+    };
+    Cluster { captures: captures.iter().map(capture).collect(), ..Cluster::default() }
+}
+
+/// What is seen with a pod of this UID.
+fn seen_in(cluster: &Cluster, uid: &str, second: i64) -> Observed {
+    let pod = Pod { uid: uid.to_owned(), ..Pod::default() };
+    let around = Surroundings { pod: PodSeen::There(pod), ..Surroundings::default() };
+    Observed { around, ..seen(cluster.clone(), second) }
+}
+
+/// A drain of kind `TiCDC` of pod `b-0` that is proven, in pod `u1`.
+fn proven_ticdc() -> (CaptureDrain, Cluster) {
+    let (mut drain, there) = (ticdc_drain("podName: b-0"), ticdc(&[("x1", "a-0"), ("x2", "b-0")]));
+    look(&mut drain, &seen_in(&there, "u1", 0), &started());
+    let proven = Cluster { ends: ended("Drained").ends, ..there };
+    look(&mut drain, &seen_in(&proven, "u1", 1), &Outcome::Idle);
+    check(&drain, "Drained", &[("Drained", "True", "Proven")]);
+    (drain, proven)
+}
+
+#[test]
+fn the_pod_of_a_ticdc_capture_is_pinned_and_its_maintainers_stay_unknown() {
+    let (drain, _) = proven_ticdc();
+    let status = drain.status.unwrap();
+    assert_eq!((status.pod_uid.as_deref(), status.node_epoch.as_deref()), (Some("u1"), Some("x2")));
+    let progress = status.progress.unwrap();
+    assert_eq!(progress.initial.unwrap(), Work { maintainers: None, dispatchers: Some(3) });
+    assert_eq!(progress.remaining.unwrap(), Work { maintainers: None, dispatchers: Some(0) });
+    assert_eq!(progress.in_flight, None);
+}
+
+#[test]
+fn a_ticdc_process_that_starts_anew_in_its_pod_voids_the_proof() {
+    let (mut drain, proven) = proven_ticdc();
+    let anew = Cluster { captures: ticdc(&[("x1", "a-0"), ("x9", "b-0")]).captures, ..proven };
+    look(&mut drain, &seen_in(&anew, "u1", 2), &Outcome::Idle);
+    check(&drain, "Failed", &[("Drained", "False", "InProgress"), ("Succeeded", "False", "TargetReplaced")]);
+}
+
+#[test]
+fn a_ticdc_pod_of_the_same_name_is_another() {
+    let (mut drain, proven) = proven_ticdc();
+    let anew = Cluster { captures: ticdc(&[("x1", "a-0"), ("x9", "b-0")]).captures, ..proven };
+    look(&mut drain, &seen_in(&anew, "u2", 2), &Outcome::Idle);
+    check(&drain, "Succeeded", &[("Drained", "True", "Proven"), ("Succeeded", "True", "PodGone")]);
+}
+
+#[test]
+fn a_ticdc_proof_that_only_the_status_remembers_stands_when_its_target_has_gone() {
+    let (drain, _) = proven_ticdc();
+    let rest = ticdc(&[("x1", "a-0")]);
+    let mut waiting = drain.clone();
+    look(&mut waiting, &seen_in(&rest, "u1", 2), &Outcome::Idle);
+    check(&waiting, "Drained", &[("Drained", "True", "Proven")]);
+    let mut gone = drain.clone();
+    let around = Surroundings { pod: PodSeen::Missing, ..Surroundings::default() };
+    look(&mut gone, &Observed { around, ..seen(rest.clone(), 2) }, &Outcome::Idle);
+    check(&gone, "Succeeded", &[("Succeeded", "True", "PodGone")]);
+    // Without a proof it was not drained.
+    let (mut unproven, there) = (ticdc_drain("captureID: x2"), ticdc(&[("x1", "a-0"), ("x2", "b-0")]));
+    round(&mut unproven, &there, &started(), 0);
+    round(&mut unproven, &rest, &Outcome::Idle, 1);
+    assert_eq!(ending(&unproven), Some("TargetGone"));
+}
+
+#[test]
+fn a_ticdc_drain_is_asked_for_again_under_its_number() {
+    let (mut drain, there) = (ticdc_drain("captureID: x2"), ticdc(&[("x1", "a-0"), ("x2", "b-0")]));
+    let Action::Start(first) = round(&mut drain, &there, &started(), 0) else { panic!("no start") };
+    assert_eq!(first.epoch, None);
+    let Action::Start(again) = round(&mut drain, &there, &started(), 1) else { panic!("no start") };
+    assert_eq!(again.epoch, Some(DrainEpoch(7)));
+}
+
+#[test]
+fn what_ticdc_refuses_is_looked_at_again_though_nothing_tells_of_it() {
+    let (mut drain, there) = (ticdc_drain("captureID: x2"), ticdc(&[("x1", "a-0"), ("x2", "b-0")]));
+    let refused = Outcome::Unseen(Unseen::Unsupported("old".to_owned()));
+    round(&mut drain, &there, &refused, 0);
+    check(&drain, "Unknown", &[("Stalled", "True", "DrainUnsupported")]);
+    assert!(due(&drain, Timestamp::from_second(1_800_000_001).unwrap()).is_some());
 }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::observe::{Cluster, Observed, Pod, PodSeen};
 use crate::{
-    resource::{CaptureDrain, CaptureDrainStatus, Target},
+    resource::{CaptureDrain, CaptureDrainStatus, ClusterKind, Target},
     view::CaptureView,
 };
 
@@ -37,15 +37,31 @@ pub fn validate(drain: &CaptureDrain, observed: &Observed) -> Aim {
     let status = drain.status.clone().unwrap_or_default();
     let Ok(cluster) = &observed.cluster else { return Aim::Unseen };
     let (target, pod) = (&drain.spec.target, &observed.around.pod);
-    if status.node_epoch.is_some() {
-        again(target, &status, cluster, pod)
+    let is_ticdc = drain.spec.cluster_ref.kind == ClusterKind::TiCdc;
+    let aim = if status.node_epoch.is_some() {
+        again(target, &status, cluster, pod, is_ticdc)
     } else {
         first(target, cluster, pod, observed.now)
+    };
+    if is_ticdc { with_pod(aim, pod) } else { aim }
+}
+
+/// A capture of `TiCDC` does not know its pod; Kubernetes does.
+fn with_pod(aim: Aim, pod: &PodSeen) -> Aim {
+    let PodSeen::There(pod) = pod else { return aim };
+    let within = |mut capture: Box<CaptureView>| {
+        capture.pod_uid.get_or_insert_with(|| pod.uid.clone());
+        capture
+    };
+    match aim {
+        Aim::Present(capture) => Aim::Present(within(capture)),
+        Aim::Replaced(capture) => Aim::Replaced(within(capture)),
+        other => other,
     }
 }
 
 /// It was accepted before.
-fn again(target: &Target, status: &CaptureDrainStatus, cluster: &Cluster, pod: &PodSeen) -> Aim {
+fn again(target: &Target, status: &CaptureDrainStatus, cluster: &Cluster, pod: &PodSeen, is_ticdc: bool) -> Aim {
     let is_pod_gone = target.pod_name.is_some()
         && match pod {
             PodSeen::Unasked => false,
@@ -56,11 +72,23 @@ fn again(target: &Target, status: &CaptureDrainStatus, cluster: &Cluster, pod: &
         return Aim::PodGone;
     }
     let Some(found) = cluster.captures.iter().find(|at| Some(&at.id) == status.capture_id.as_ref()) else {
-        return Aim::Gone;
+        // A process of `TiCDC` that starts anew takes another id, in the same pod.
+        let heir = cluster.captures.iter().find(|at| is_ticdc && is_of_target(at, target, pod));
+        return heir.map_or(Aim::Gone, |heir| Aim::Replaced(Box::new(heir.clone())));
     };
     let is_same = Some(&found.node_epoch) == status.node_epoch.as_ref()
         && status.pod_uid.as_ref().is_none_or(|uid| found.pod_uid.as_ref().is_none_or(|found| found == uid));
     if is_same { Aim::Present(Box::new(found.clone())) } else { Aim::Replaced(Box::new(found.clone())) }
+}
+
+/// Whether a capture is in the pod that a target names.
+fn is_of_target(capture: &CaptureView, target: &Target, pod: &PodSeen) -> bool {
+    let Some(name) = &target.pod_name else { return false };
+    match pod {
+        PodSeen::There(pod) => is_in(capture, name, pod),
+        PodSeen::Unasked => capture.pod_name.as_ref() == Some(name),
+        PodSeen::Missing => false,
+    }
 }
 
 /// It was not accepted yet.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{CaptureDrain, ClusterKind, rules::broken_rule};
+use super::{CaptureDrain, rules::broken_rule};
 
 /// The apiVersion and kind of the resource.
 const API_VERSION: &str = "capturedrain.io/v1alpha1";
@@ -97,14 +97,12 @@ fn unread(written: &Value, read: &Value) -> Option<String> {
     }
 }
 
-/// What an API server would refuse, and what only an operator can do.
+/// What an API server would refuse.
 fn refused(drain: &CaptureDrain) -> Option<String> {
     if drain.metadata.name.is_none() {
         return Some("metadata.name is missing".to_owned());
     }
-    let is_foreign = drain.spec.cluster_ref.kind == ClusterKind::TiCdc;
-    let foreign = || is_foreign.then(|| "spec.clusterRef.kind TiCDC is for the operator".to_owned());
-    broken_rule(&drain.spec).or_else(foreign)
+    broken_rule(&drain.spec)
 }
 
 /// Writes a resource as YAML.

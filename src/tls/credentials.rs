@@ -200,10 +200,10 @@ fn roots(ca: Option<(&Path, &[u8])>) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-/// An HTTP client that dials nobody but whom it is told to: no proxy of the environment diverts it.
+/// An HTTP client that dials nobody but whom it is told to: no proxy of the environment diverts it, and no redirect.
 pub(super) fn http_client(tls: ClientConfig) -> Result<reqwest::Client, TlsError> {
     let client = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_TIMEOUT).pool_idle_timeout(POOL_IDLE);
-    client.tls_backend_preconfigured(tls).build().map_err(setup)
+    client.redirect(reqwest::redirect::Policy::none()).tls_backend_preconfigured(tls).build().map_err(setup)
 }
 
 impl Credentials {

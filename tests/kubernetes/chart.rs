@@ -295,7 +295,7 @@ async fn people_see_drains_or_make_them_and_never_write_the_status() {
         let role = format!("--clusterrole={namespace}:{NAME}-{name}");
         let user = format!("--user={name}");
         api.admin().kubectl(&["create", "rolebinding", name, &role, &user, "-n", &namespace]).await.ok();
-        let access = api.user(name, "").await;
+        let access = api.user(name, "");
         let client = access.client().await;
         wait_for("the role to hold", async || may(&client, &namespace, allowed[0]).await.then_some(())).await;
         check_rights(&access, &namespace, allowed, denied).await;

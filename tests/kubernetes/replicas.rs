@@ -92,7 +92,7 @@ async fn requests(shop: &Shop) -> f64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_finished_drains_cost_next_to_nothing() {
-    let api = crate::api_server::ApiServer::start().await;
+    let api = api_server::ApiServer::start().await;
     let shop = Shop::open(&api, "thousand", 0).await;
     let operator = Operator::start(&shop.admin, &shop.namespace, &[]);
     operator.wait_until_leading().await;

@@ -1,6 +1,7 @@
 //! What a `CaptureDrain` is carried out by: a cluster of this project, or one of `TiCDC`.
 
 mod grpc;
+mod ticdc;
 mod timed;
 
 use std::fmt;
@@ -13,7 +14,10 @@ use super::{
     status::Outcome,
 };
 
-pub use self::timed::{Durations, Timed};
+pub use self::{
+    ticdc::{DEADLINE_MS, TiCdc},
+    timed::{Durations, Timed},
+};
 
 /// A cluster that can be asked. Whoever holds it decides nothing: what to ask follows from the plan.
 pub trait Backend: Send + Sync + fmt::Debug {
