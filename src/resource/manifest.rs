@@ -151,7 +151,6 @@ mod tests {
         check(&format!("{GOOD}  deadlineSeconds: 0\n"), "deadlineSeconds");
         check(&format!("{GOOD}  deadlineSeconds: soon\n"), "drain.yaml");
         check(&format!("{GOOD}  reason: {}\n", "r".repeat(1025)), "spec.reason is too long: may not be more than 1024");
-        check(&GOOD.replace("serviceName: cdc", "serviceName: cdc, kind: TiCDC"), "TiCDC is for the operator");
         check("", "holds no");
         check("a: [", "drain.yaml");
     }

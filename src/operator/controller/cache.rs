@@ -1,7 +1,7 @@
 //! What Kubernetes has, kept up to date by watches: drains, pods and nodes, each cut down to what is looked at.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Debug,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{Arc, Mutex, PoisonError},
@@ -26,6 +26,7 @@ use crate::{
     operator::{
         avoid::Place,
         observe::{Pod, PodSeen},
+        rollout::Marks,
     },
     resource::{CaptureDrain, is_finished},
 };
@@ -34,6 +35,9 @@ use crate::{
 const BUFFER: usize = 1024;
 /// The label by which pods of one `StatefulSet` or `Deployment` tell their revisions.
 const REVISIONS: [&str; 2] = ["controller-revision-hash", "pod-template-hash"];
+
+/// How labels and annotations begin that say whose a pod is.
+const MARKS: [&str; 4] = ["app.kubernetes.io/", "pingcap.com/", "tidb.pingcap.com/", "capturedrain.io/"];
 
 /// Why something is not known yet, by what it is.
 type Complaints = Arc<Mutex<BTreeMap<&'static str, String>>>;
@@ -160,6 +164,12 @@ impl Caches {
         }
     }
 
+    /// Labels and annotations of these pods of a namespace.
+    pub(super) fn marks(&self, namespace: &str, names: &BTreeSet<&str>) -> Vec<(Marks, Marks)> {
+        let pods = names.iter().filter_map(|name| self.pods.get(&ObjectRef::new(name).within(namespace)));
+        pods.map(|pod| (pod.labels().clone(), pod.annotations().clone())).collect()
+    }
+
     /// Where each pod of a namespace is, by its UID.
     pub(super) fn places(&self, namespace: &str) -> BTreeMap<String, Place> {
         let pods = self.pods.state_filter(|pod| pod.metadata.namespace.as_deref() == Some(namespace));
@@ -244,9 +254,9 @@ fn slim_pod(pod: &mut KubePod) {
     pod.managed_fields_mut().clear();
     pod.metadata.owner_references = None;
     pod.metadata.finalizers = None;
-    pod.labels_mut().retain(|label, _| REVISIONS.contains(&label.as_str()));
-    pod.annotations_mut()
-        .retain(|name, _| name.starts_with("capturedrain.io/") || name.starts_with("tidb.pingcap.com/"));
+    let is_mark = |name: &str| MARKS.iter().any(|mark| name.starts_with(mark));
+    pod.labels_mut().retain(|label, _| REVISIONS.contains(&label.as_str()) || is_mark(label));
+    pod.annotations_mut().retain(|name, _| is_mark(name));
     pod.spec = pod.spec.take().map(|spec| PodSpec {
         node_name: spec.node_name,
         tolerations: spec.tolerations,

@@ -9,6 +9,7 @@ mod metrics;
 mod probe;
 mod reconcile;
 mod resolve;
+mod rollouts;
 mod write;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};

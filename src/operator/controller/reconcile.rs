@@ -15,7 +15,7 @@ use super::{
     clusters::{ClusterKey, Clusters, Known},
     error::Error,
     metrics::Metrics,
-    write,
+    rollouts, write,
 };
 use crate::{
     operator::{
@@ -30,7 +30,7 @@ use crate::{
         status::{Outcome, status},
         validate::validate,
     },
-    resource::{CaptureDrain, CaptureDrainStatus, is_finished},
+    resource::{CaptureDrain, CaptureDrainStatus, ClusterKind, is_finished},
 };
 
 /// How soon a round that failed is tried again, at first and at most.
@@ -159,9 +159,17 @@ async fn round(drain: &CaptureDrain, context: &Context) -> Result<Next, Error> {
         // The cluster's first word brings the next round.
         return Ok(patience(drain, context, now).map_or_else(Next::await_change, Next::requeue));
     };
-    let observed = context.observe(drain, seen);
+    let mut observed = context.observe(drain, seen);
     let aim = validate(drain, &observed);
-    let planned = plan(drain, &aim, &observed);
+    let mut planned = plan(drain, &aim, &observed);
+    if let (Action::Start(_), Ok(cluster)) = (&planned.action, &observed.cluster)
+        && drain.spec.cluster_ref.kind == ClusterKind::TiCdc
+        && plan::epoch(drain).is_none()
+    {
+        let namespace = drain.metadata.namespace.as_deref().unwrap_or_default();
+        observed.around.rollout = rollouts::look(&context.client, &context.caches, namespace, cluster).await;
+        planned = plan(drain, &aim, &observed);
+    }
     let Some(outcome) = carry_out(drain, &planned, &known, context).await? else {
         return Ok(Next::requeue(AGAIN));
     };

@@ -12,10 +12,10 @@ use super::{clusters::ClusterKey, error::category, metrics::Metrics};
 use crate::{
     client,
     operator::{
-        backend::{Backend, Timed},
+        backend::{Backend, TiCdc, Timed},
         observe::Unseen,
     },
-    tls::{Current, Pem},
+    tls::{Current, Dialer, Pem},
 };
 
 /// The label of an `EndpointSlice` that names its Service.
@@ -33,13 +33,23 @@ pub(super) async fn resolve(
     key: &ClusterKey,
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<dyn Backend>, Unseen> {
-    let servers = servers(client, key).await?;
+    let (servers, port) = servers(client, key).await?;
     let credentials = match &key.tls_secret {
         Some(name) => Some(credentials(client, key, name).await?),
         None => None,
     };
-    // Pods are dialled by their addresses, and certificates are made out to names.
     let name = format!("{}.{}.svc", key.service, key.namespace);
+    if key.is_ticdc {
+        let login = match &key.user_secret {
+            Some(name) => Some(login(client, key, name).await?),
+            None => None,
+        };
+        // Its certificates are made out to the Service, not to the addresses of pods.
+        let servers = if credentials.is_some() { vec![format!("{name}:{port}")] } else { servers };
+        let dialer = Dialer::with(credentials).map_err(|error| Unseen::Unauthorized(error.to_string()))?;
+        return Ok(Arc::new(Timed::new(TiCdc::new(servers, dialer, login), "TiCDC", metrics.backend.clone())));
+    }
+    // Pods are dialled by their addresses, and certificates are made out to names.
     let client = client::Client::of_service(&servers, credentials, &name).map_err(Unseen::from)?;
     Ok(Arc::new(Timed::new(client, "CaptureDrain", metrics.backend.clone())))
 }
@@ -53,14 +63,14 @@ fn unseen(what: &str, error: &kube::Error) -> Unseen {
     }
 }
 
-/// `host:port` of every pod behind the Service, ready ones first.
-async fn servers(client: &Client, key: &ClusterKey) -> Result<Vec<String>, Unseen> {
+/// `host:port` of every pod behind the Service, ready ones first, and the Service's own port.
+async fn servers(client: &Client, key: &ClusterKey) -> Result<(Vec<String>, i32), Unseen> {
     let (namespace, name) = (&key.namespace, &key.service);
     let services = Api::<Service>::namespaced(client.clone(), namespace);
     let found = services.get_opt(name).await.map_err(|error| unseen(&format!("Service {namespace}/{name}"), &error))?;
-    if found.is_none() {
-        return Err(Unseen::Unreachable(format!("there is no Service {name} in namespace {namespace}")));
-    }
+    let none = || Unseen::Unreachable(format!("there is no Service {name} in namespace {namespace}"));
+    let ports = found.ok_or_else(none)?.spec.and_then(|spec| spec.ports).unwrap_or_default();
+    let ports: Vec<_> = ports.iter().map(|port| (port.name.as_deref(), port.port)).collect();
     let slices = Api::<EndpointSlice>::namespaced(client.clone(), namespace);
     let of_service = ListParams::default().labels(&format!("{SERVICE_LABEL}={name}"));
     let slices = slices.list(&of_service).await;
@@ -71,7 +81,16 @@ async fn servers(client: &Client, key: &ClusterKey) -> Result<Vec<String>, Unsee
     if servers.is_empty() {
         return Err(Unseen::Unreachable(format!("no pod is behind Service {name} in namespace {namespace}")));
     }
-    Ok(servers)
+    Ok((servers, the_port(&ports).unwrap_or_default()))
+}
+
+/// The port that is meant: one with a name that is known, or the only one.
+fn the_port(ports: &[(Option<&str>, i32)]) -> Option<i32> {
+    let named = PORTS.iter().find_map(|name| ports.iter().find(|port| port.0 == Some(name)));
+    match (named, ports) {
+        (Some(port), _) | (None, [port]) => Some(port.1),
+        _ => None,
+    }
 }
 
 /// The addresses of all slices; the names of the ports when it is not clear which is meant.
@@ -80,15 +99,11 @@ fn addresses(slices: &[EndpointSlice]) -> Result<Vec<String>, String> {
     for slice in slices {
         let ports: Vec<_> =
             slice.ports.iter().flatten().filter_map(|port| Some((port.name.as_deref(), port.port?))).collect();
-        let named = PORTS.iter().find_map(|name| ports.iter().find(|port| port.0 == Some(name)));
-        let port = match (named, ports.as_slice()) {
-            (Some(port), _) | (None, [port]) => port.1,
-            (None, []) => continue,
-            (None, several) => {
-                let all: Vec<_> = several.iter().map(|port| port.0.unwrap_or("?")).collect();
-                return Err(all.join(", "));
-            }
-        };
+        if ports.is_empty() {
+            continue;
+        }
+        let names = || ports.iter().map(|port| port.0.unwrap_or("?")).collect::<Vec<_>>().join(", ");
+        let port = the_port(&ports).ok_or_else(names)?;
         for endpoint in &slice.endpoints {
             let is_ready = endpoint.conditions.as_ref().and_then(|are| are.ready) != Some(false);
             let host = endpoint.addresses.first().filter(|host| !host.is_empty());
@@ -115,6 +130,17 @@ async fn credentials(client: &Client, key: &ClusterKey, name: &str) -> Result<Cu
         return Err(Unseen::Unauthorized(format!("{what} has no {CA}: the CA of the cluster belongs there")));
     };
     Current::of_pem(&what, Pem { ca: Some(ca), identity }).map_err(|error| Unseen::Unauthorized(error.to_string()))
+}
+
+/// User and password of a Secret of type `kubernetes.io/basic-auth`.
+async fn login(client: &Client, key: &ClusterKey, name: &str) -> Result<(String, String), Unseen> {
+    let what = format!("Secret {}/{name}", key.namespace);
+    let data = secret(client, key, name, &what).await?;
+    let text = |at: &str| {
+        let found = data.get(at).and_then(|bytes| String::from_utf8(bytes.0.clone()).ok());
+        found.ok_or_else(|| Unseen::Unauthorized(format!("{what} has no {at}")))
+    };
+    Ok((text("username")?, text("password")?))
 }
 
 type Data = BTreeMap<String, k8s_openapi::ByteString>;
