@@ -50,7 +50,7 @@ fn of_kind<'a>(documents: &'a [Value], kind: &str) -> Vec<&'a Value> {
     documents.iter().filter(|document| document["kind"] == kind).collect()
 }
 
-/// Applies the ServiceAccount and the rights that the chart gives it, and lets in whoever has its token.
+/// Applies the `ServiceAccount` and the rights that the chart gives it, and lets in whoever has its token.
 async fn account_with(api: &ApiServer, namespace: &str, values: &[&str]) -> Access {
     let rendered = render(namespace, values, &["serviceaccount", "rbac", "roles-for-people"]).await.unwrap();
     api.admin().kubectl_with(&["apply", "-f", "-"], &rendered).await.ok();
