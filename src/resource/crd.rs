@@ -1,7 +1,7 @@
 //! The custom resource: one object, one run.
 
 #![allow(clippy::duplicated_attributes, reason = "columns of one type each name it")]
-#![allow(clippy::doc_markdown, reason = "`kubectl explain` shows these sentences as they are")]
+#![allow(clippy::doc_markdown, reason = "`kubectl explain` shows these comments as they are")]
 
 use k8s_openapi::{
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,

@@ -1,16 +1,16 @@
 //! What a spec has to keep to, and the sentences that say what to write instead. The CRD carries the same rules in CEL,
 //! for API servers; `tests/support/specs.yaml` holds both to the same verdicts.
 
-use capturedrain_core::model::{CaptureId, POD_UID_MAX_CHARS, REASON_MAX_CHARS};
+use capturedrain_core::model::{CaptureId, NAME_MAX_BYTES, POD_UID_MAX_CHARS, REASON_MAX_CHARS};
 
 use super::{CaptureDrainSpec, ClusterKind, ClusterRef, LimitPolicy, Target};
 
 /// Most seconds that any field takes: a year, far from where sums with them would overflow.
 const SECONDS_MAX: i64 = 31_536_000;
-/// Longest name of a Service, in bytes.
-const LABEL_MAX_BYTES: usize = 63;
-/// Longest name of a pod or a Secret, in bytes.
-const SUBDOMAIN_MAX_BYTES: usize = 253;
+/// Longest name of a Service.
+const LABEL_MAX_CHARS: usize = 63;
+/// Longest name of a pod or a Secret.
+const SUBDOMAIN_MAX_CHARS: usize = 253;
 
 pub(super) const ONE_TARGET: &str = "write exactly one of target.podName and target.captureID";
 pub(super) const POD_NAME: &str =
@@ -34,21 +34,18 @@ pub(super) const PROCEED: &str =
 
 /// The first rule that a spec breaks, as an API server would say it.
 pub(super) fn broken_rule(spec: &CaptureDrainSpec) -> Option<String> {
-    let most = |what: &str, max: usize, unit: &str| format!("{what} is too long: may not be more than {max} {unit}");
-    let reason = spec.reason.as_deref().unwrap_or_default();
-    if reason.chars().count() > REASON_MAX_CHARS {
-        return Some(most("spec.reason", REASON_MAX_CHARS, "characters"));
-    }
-    let names = [
-        ("clusterRef.serviceName", Some(&spec.cluster_ref.service_name), LABEL_MAX_BYTES),
-        ("clusterRef.tlsSecretName", spec.cluster_ref.tls_secret_name.as_ref(), SUBDOMAIN_MAX_BYTES),
-        ("clusterRef.userSecretName", spec.cluster_ref.user_secret_name.as_ref(), SUBDOMAIN_MAX_BYTES),
-        ("target.podName", spec.target.pod_name.as_ref(), SUBDOMAIN_MAX_BYTES),
+    let texts = [
+        ("reason", spec.reason.as_ref(), REASON_MAX_CHARS),
+        ("clusterRef.serviceName", Some(&spec.cluster_ref.service_name), LABEL_MAX_CHARS),
+        ("clusterRef.tlsSecretName", spec.cluster_ref.tls_secret_name.as_ref(), SUBDOMAIN_MAX_CHARS),
+        ("clusterRef.userSecretName", spec.cluster_ref.user_secret_name.as_ref(), SUBDOMAIN_MAX_CHARS),
+        ("target.podName", spec.target.pod_name.as_ref(), SUBDOMAIN_MAX_CHARS),
+        ("target.captureID", spec.target.capture_id.as_ref(), NAME_MAX_BYTES),
         ("target.podUID", spec.target.pod_uid.as_ref(), POD_UID_MAX_CHARS),
     ];
-    let long = names.into_iter().find(|(_, name, max)| name.is_some_and(|name| name.len() > *max));
+    let long = texts.into_iter().find(|(_, text, max)| text.is_some_and(|text| text.chars().count() > *max));
     if let Some((what, _, max)) = long {
-        return Some(most(&format!("spec.{what}"), max, "bytes"));
+        return Some(format!("spec.{what} is too long: may not be more than {max} characters"));
     }
     let cluster = of_cluster(&spec.cluster_ref).map(|rule| ("clusterRef", rule));
     let target = of_target(&spec.target).map(|rule| ("target", rule));
@@ -111,7 +108,7 @@ fn is_label(label: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test")]
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
     use serde_json::Value;
 

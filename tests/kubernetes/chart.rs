@@ -50,7 +50,7 @@ fn of_kind<'a>(documents: &'a [Value], kind: &str) -> Vec<&'a Value> {
     documents.iter().filter(|document| document["kind"] == kind).collect()
 }
 
-/// Applies the ServiceAccount and the rights that the chart gives it, and lets in whoever has its token.
+/// Applies the `ServiceAccount` and the rights that the chart gives it, and lets in whoever has its token.
 async fn account_with(api: &ApiServer, namespace: &str, values: &[&str]) -> Access {
     let rendered = render(namespace, values, &["serviceaccount", "rbac", "roles-for-people"]).await.unwrap();
     api.admin().kubectl_with(&["apply", "-f", "-"], &rendered).await.ok();
@@ -215,8 +215,8 @@ async fn its_pods_are_restricted() {
 async fn no_role_takes_more_than_it_names() {
     for values in [&["secretNames.shop={a}"][..], &["secretNames.shop={a}", "watchNamespace=shop"]] {
         let documents = documents_of("shop", values).await;
-        let roles = documents.iter().filter(|document| document["kind"].as_str().unwrap().ends_with("Role"));
-        let rules: Vec<_> = roles.flat_map(|role| role["rules"].as_array().unwrap().clone()).collect();
+        let each = documents.iter().filter(|document| document["kind"].as_str().unwrap().ends_with("Role"));
+        let rules: Vec<_> = each.flat_map(|role| role["rules"].as_array().unwrap().clone()).collect();
         assert!(rules.len() > 8, "{rules:?}");
         for rule in rules {
             assert!(!rule.to_string().contains('*'), "{rule}");
