@@ -19,13 +19,13 @@ use crate::{
 };
 
 /// The label of an `EndpointSlice` that names its Service.
-const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+pub(crate) const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 /// What the port may be called, when there are several.
 const PORTS: [&str; 4] = ["capturedrain", "grpc", "ticdc", "http"];
 /// The keys of a TLS Secret.
-const CA: &str = "ca.crt";
-const CERTIFICATE: &str = "tls.crt";
-const KEY: &str = "tls.key";
+pub(crate) const CA: &str = "ca.crt";
+pub(crate) const CERTIFICATE: &str = "tls.crt";
+pub(crate) const KEY: &str = "tls.key";
 
 /// Finds the way.
 pub(super) async fn resolve(
@@ -33,6 +33,12 @@ pub(super) async fn resolve(
     key: &ClusterKey,
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<dyn Backend>, Unseen> {
+    let client = connect(client, key).await?;
+    Ok(Arc::new(Timed::new(client, "CaptureDrain", metrics.backend.clone())))
+}
+
+/// A client of the captures behind the Service.
+pub(crate) async fn connect(client: &Client, key: &ClusterKey) -> Result<client::Client, Unseen> {
     let servers = servers(client, key).await?;
     let credentials = match &key.tls_secret {
         Some(name) => Some(credentials(client, key, name).await?),
@@ -40,13 +46,16 @@ pub(super) async fn resolve(
     };
     // Pods are dialled by their addresses, and certificates are made out to names.
     let name = format!("{}.{}.svc", key.service, key.namespace);
-    let client = client::Client::of_service(&servers, credentials, &name).map_err(Unseen::from)?;
-    Ok(Arc::new(Timed::new(client, "CaptureDrain", metrics.backend.clone())))
+    client::Client::of_service(&servers, credentials, &name).map_err(Unseen::from)
 }
 
 /// An error of Kubernetes, as what it makes of the cluster.
 fn unseen(what: &str, error: &kube::Error) -> Unseen {
-    let sentence = format!("{what} cannot be read: {error}");
+    let why = match error {
+        kube::Error::Api(status) => status.message.clone(),
+        error => error.to_string(),
+    };
+    let sentence = format!("{what} cannot be read: {why}");
     match category(error) {
         "forbidden" | "unauthenticated" => Unseen::Unauthorized(sentence),
         _ => Unseen::Unreachable(sentence),
@@ -75,7 +84,7 @@ async fn servers(client: &Client, key: &ClusterKey) -> Result<Vec<String>, Unsee
 }
 
 /// The addresses of all slices; the names of the ports when it is not clear which is meant.
-fn addresses(slices: &[EndpointSlice]) -> Result<Vec<String>, String> {
+pub(crate) fn addresses(slices: &[EndpointSlice]) -> Result<Vec<String>, String> {
     let mut found = Vec::new();
     for slice in slices {
         let ports: Vec<_> =
