@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// How long the captures of a cluster are waited for: from outside of Kubernetes pods often cannot be dialled.
-const CLUSTER_PATIENCE: Duration = Duration::from_secs(5);
+const CLUSTER_PATIENCE: Duration = Duration::from_secs(8);
 
 /// What there is at one moment.
 #[derive(Debug, Clone)]
