@@ -19,7 +19,7 @@ mod value;
 
 use std::{fmt::Write as _, io::Write as _, process::ExitCode};
 
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use self::exit::{Exit, Failure};
