@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod node;
 pub mod operator;
 pub mod pipeline;
+pub mod plugin;
 pub mod resource;
 pub mod store;
 pub mod telemetry;

@@ -35,11 +35,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("client", &["tls", "view", "wire"]),
     ("resource", &[]),
     ("operator", &["client", "metrics", "resource", "telemetry", "tls", "view"]),
+    ("plugin", &["operator", "resource", "tls", "view"]),
     // The process that wires all of it.
     ("node", &["client", "clock", "store", "pipeline", "metrics", "door", "wire", "http", "listener", "tls"]),
     // What people start.
     ("demo", &["client", "clock", "door", "node", "operator", "pipeline", "resource", "store", "verify", "view"]),
-    ("cli", &["client", "clock", "demo", "http", "node", "operator", "resource", "store", "tls", "view"]),
+    ("cli", &["client", "clock", "demo", "http", "node", "operator", "plugin", "resource", "store", "tls", "view"]),
     ("main", &["cli"]),
 ];
 

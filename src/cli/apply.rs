@@ -196,7 +196,7 @@ fn tell(drain: &CaptureDrain, before: Option<&str>) {
 }
 
 fn show(drains: &[CaptureDrain], common: &Common) -> Result<(), Failure> {
-    if common.output == Format::Json {
+    if common.printing.output == Format::Json {
         return match drains {
             [one] => common.print(one, |_| String::new()),
             several => common.print(&several, |_| String::new()),

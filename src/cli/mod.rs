@@ -6,6 +6,7 @@ mod completions;
 mod demo;
 mod drain;
 mod exit;
+mod kubectl;
 mod operator;
 mod pace;
 mod progress;
@@ -18,7 +19,7 @@ mod value;
 
 use std::{fmt::Write as _, io::Write as _, process::ExitCode};
 
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use self::exit::{Exit, Failure};
@@ -67,6 +68,13 @@ pub(super) struct Common {
     server: Vec<String>,
     #[command(flatten)]
     tls: tls::TlsArgs,
+    #[command(flatten)]
+    printing: Printing,
+}
+
+/// What is printed, and how.
+#[derive(Debug, Clone, Args)]
+pub(super) struct Printing {
     /// How results are printed: for people, or for programs
     #[arg(
         long,
@@ -140,6 +148,7 @@ Examples:
     Changefeed(changefeed::ChangefeedCommand),
     Apply(apply::ApplyArgs),
     Operator(Box<operator::OperatorArgs>),
+    Kubectl(kubectl::KubectlArgs),
     /// Print the custom resource definition
     #[command(after_help = "Example:\n  capturedrain crd | kubectl apply --server-side -f -")]
     Crd,
@@ -160,6 +169,13 @@ impl Common {
         Ok(Client::with_credentials(&self.server, credentials)?)
     }
 
+    /// Prints a result: as JSON, or as `people` have it.
+    fn print<T: Serialize>(&self, value: &T, people: impl FnOnce(&T) -> String) -> Result<(), Failure> {
+        self.printing.print(value, people)
+    }
+}
+
+impl Printing {
     /// Prints a result: as JSON, or as `people` have it.
     fn print<T: Serialize>(&self, value: &T, people: impl FnOnce(&T) -> String) -> Result<(), Failure> {
         let text = match self.output {
@@ -206,7 +222,16 @@ fn without_values(command: clap::Command) -> clap::Command {
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
     crate::tls::install_provider();
-    let parsed = without_values(Cli::command()).try_get_matches().and_then(|found| Cli::from_arg_matches(&found));
+    if kubectl::is_called(std::env::args_os().next().as_deref()) {
+        return start(kubectl::Plugin::command(), kubectl::run_plugin);
+    }
+    start(Cli::command(), run)
+}
+
+/// Reads the arguments, and runs what they ask for.
+fn start<C: FromArgMatches>(command: clap::Command, run: impl FnOnce(C) -> Result<Exit, Failure>) -> ExitCode {
+    let name = command.get_bin_name().unwrap_or(NAME).to_owned();
+    let parsed = without_values(command).try_get_matches().and_then(|found| C::from_arg_matches(&found));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
@@ -218,7 +243,7 @@ pub fn main() -> ExitCode {
     match run(cli) {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            say(&format!("capturedrain: {}", failure.sentence));
+            say(&format!("{name}: {}", failure.sentence));
             failure.exit.into()
         }
     }
@@ -226,18 +251,26 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<Exit, Failure> {
     let serves = matches!(cli.command, Command::Server(_) | Command::Operator(_));
-    let filter = cli.common.log.clone().unwrap_or_else(|| {
-        let quiet = if matches!(cli.command, Command::Demo(_)) { "off" } else { "warn" };
-        if serves { telemetry::DEFAULT_FILTER.to_owned() } else { quiet.to_owned() }
-    });
-    let format = match cli.common.log_format {
+    let quiet = if matches!(cli.command, Command::Demo(_)) { "off" } else { "warn" };
+    let filter = if serves { telemetry::DEFAULT_FILTER } else { quiet };
+    block_on(&cli.common.printing, filter, dispatch(cli.command, &cli.common))
+}
+
+/// Sets logs and threads up, and waits for a command.
+fn block_on(
+    printing: &Printing,
+    filter: &str,
+    command: impl Future<Output = Result<Exit, Failure>>,
+) -> Result<Exit, Failure> {
+    let filter = printing.log.clone().unwrap_or_else(|| filter.to_owned());
+    let format = match printing.log_format {
         LogFormat::Text => telemetry::LogFormat::Text,
         LogFormat::Json => telemetry::LogFormat::Json,
     };
     telemetry::init(&filter, format).map_err(|error| Failure::usage(format!("--log \"{filter}\": {error}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::environment(format!("cannot start threads: {error}")))?;
-    let outcome = runtime.block_on(dispatch(cli.command, &cli.common));
+    let outcome = runtime.block_on(command);
     // Files that are being written are finished by the commands themselves; nothing else is worth waiting for.
     runtime.shutdown_background();
     outcome
@@ -255,6 +288,7 @@ async fn dispatch(command: Command, common: &Common) -> Result<Exit, Failure> {
         Command::Changefeed(command) => changefeed::run(command, common).await,
         Command::Apply(args) => apply::run(args, common).await,
         Command::Operator(args) => operator::run(*args).await,
+        Command::Kubectl(args) => kubectl::run(args, &common.printing).await,
         Command::Crd => crd(),
         Command::Openapi => print(crate::http::document()).map(|()| Exit::Done),
         Command::Demo(args) => demo::run(args, common).await,
@@ -275,6 +309,7 @@ mod tests {
     #[test]
     fn the_commands_make_sense_to_the_parser() {
         Cli::command().debug_assert();
+        kubectl::Plugin::command().debug_assert();
     }
 
     /// The options of a command and of those below it that are no environment variable.
@@ -285,7 +320,12 @@ mod tests {
                 name.starts_with("CAPTUREDRAIN_") || name.starts_with("POD_")
             })
         };
-        let options = command.get_opts().filter(|option| !matches!(option.get_id().as_str(), "help" | "version"));
+        // kubectl's own have no variables of ours, but where others have options of these names.
+        let is_exempt = |id: &str| kubectl::OWN_OPTIONS.contains(&id) && command.get_name() != "operator";
+        let options = command.get_opts().filter(|option| {
+            let id = option.get_id().as_str();
+            !matches!(id, "help" | "version") && !is_exempt(id)
+        });
         let lacking = options
             .filter(|option| !named(option))
             .map(|option| format!("{} --{}", command.get_name(), option.get_id()));
@@ -308,10 +348,12 @@ mod tests {
     #[test]
     fn help_teaches_with_examples_that_fit_a_terminal() {
         assert_eq!(bad_examples(&Cli::command(), false), Vec::<String>::new());
+        assert_eq!(bad_examples(&kubectl::Plugin::command(), false), Vec::<String>::new());
     }
 
     #[test]
     fn every_option_is_also_an_environment_variable() {
         assert_eq!(without_variable(&Cli::command()), Vec::<String>::new());
+        assert_eq!(without_variable(&kubectl::Plugin::command()), Vec::<String>::new());
     }
 }

@@ -153,6 +153,17 @@ fn validity(path: &Path, der: &[u8]) -> Result<(i64, i64), TlsError> {
     Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
+/// When the certificate that comes first in a PEM text ends.
+///
+/// # Errors
+/// When there is none, or it makes no sense.
+pub fn valid_until(pem: &[u8]) -> Result<Timestamp, String> {
+    let first = CertificateDer::pem_slice_iter(pem).next().ok_or("there is no certificate in PEM form")?;
+    let der = first.map_err(|error| error.to_string())?;
+    let (_, valid_until_s) = validity(Path::new(""), &der).map_err(|error| error.to_string())?;
+    Timestamp::from_second(valid_until_s).map_err(|error| error.to_string())
+}
+
 /// What the files held.
 pub struct Credentials {
     own: Option<Own>,

@@ -15,7 +15,7 @@ use rustls::crypto::CryptoProvider;
 
 pub use self::{
     caller::{Caller, REQUESTER_HEADER, Role},
-    credentials::{Credentials, Files, Pem},
+    credentials::{Credentials, Files, Pem, valid_until},
     current::Current,
     dialer::Dialer,
     distrust::{Distrust, distrust},

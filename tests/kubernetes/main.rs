@@ -10,6 +10,7 @@ mod crd;
 mod ends;
 mod harness;
 mod operator;
+mod plugin;
 mod replicas;
 #[allow(dead_code, reason = "grows with the tests")]
 mod shop;

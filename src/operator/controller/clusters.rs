@@ -33,16 +33,16 @@ const PACE: Duration = Duration::from_millis(250);
 
 /// Which cluster, and how it is reached.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct ClusterKey {
-    pub(super) namespace: String,
-    pub(super) service: String,
-    pub(super) is_ticdc: bool,
-    pub(super) tls_secret: Option<String>,
-    pub(super) user_secret: Option<String>,
+pub(crate) struct ClusterKey {
+    pub(crate) namespace: String,
+    pub(crate) service: String,
+    pub(crate) is_ticdc: bool,
+    pub(crate) tls_secret: Option<String>,
+    pub(crate) user_secret: Option<String>,
 }
 
 impl ClusterKey {
-    pub(super) fn of(drain: &CaptureDrain) -> Self {
+    pub(crate) fn of(drain: &CaptureDrain) -> Self {
         let ClusterRef { service_name, kind, tls_secret_name, user_secret_name } = drain.spec.cluster_ref.clone();
         Self {
             namespace: drain.metadata.namespace.clone().unwrap_or_default(),

@@ -29,6 +29,11 @@ use tokio::{net::TcpListener, sync::watch, time};
 use self::{cache::Caches, clusters::Clusters, metrics::Metrics, reconcile::Context};
 use crate::resource::CaptureDrain;
 
+pub(crate) use self::{
+    clusters::ClusterKey,
+    resolve::{CA, CERTIFICATE, KEY, SERVICE_LABEL, addresses, connect},
+};
+
 /// Who writes, as Kubernetes is told.
 const MANAGER: &str = "capturedrain-operator";
 /// How many drains are reconciled at once.

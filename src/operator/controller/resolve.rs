@@ -19,13 +19,13 @@ use crate::{
 };
 
 /// The label of an `EndpointSlice` that names its Service.
-const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+pub(crate) const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 /// What the port may be called, when there are several.
 const PORTS: [&str; 4] = ["capturedrain", "grpc", "ticdc", "http"];
 /// The keys of a TLS Secret.
-const CA: &str = "ca.crt";
-const CERTIFICATE: &str = "tls.crt";
-const KEY: &str = "tls.key";
+pub(crate) const CA: &str = "ca.crt";
+pub(crate) const CERTIFICATE: &str = "tls.crt";
+pub(crate) const KEY: &str = "tls.key";
 
 /// Finds the way.
 pub(super) async fn resolve(
@@ -33,30 +33,51 @@ pub(super) async fn resolve(
     key: &ClusterKey,
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<dyn Backend>, Unseen> {
+    let durations = metrics.backend.clone();
+    if !key.is_ticdc {
+        return Ok(Arc::new(Timed::new(connect(client, key).await?, "CaptureDrain", durations)));
+    }
+    Ok(Arc::new(Timed::new(connect_ticdc(client, key).await?, "TiCDC", durations)))
+}
+
+/// A client of the captures behind the Service. They are dialled by their addresses, and prove the Service's name.
+pub(crate) async fn connect(client: &Client, key: &ClusterKey) -> Result<client::Client, Unseen> {
+    let (servers, _) = servers(client, key).await?;
+    let credentials = credentials_of(client, key).await?;
+    client::Client::of_service(&servers, credentials, &host(key)).map_err(Unseen::from)
+}
+
+/// The same for `TiCDC`, whose certificates are made out to the Service: over TLS it is dialled by that name.
+async fn connect_ticdc(client: &Client, key: &ClusterKey) -> Result<TiCdc, Unseen> {
     let (servers, port) = servers(client, key).await?;
-    let credentials = match &key.tls_secret {
-        Some(name) => Some(credentials(client, key, name).await?),
+    let credentials = credentials_of(client, key).await?;
+    let login = match &key.user_secret {
+        Some(name) => Some(login(client, key, name).await?),
         None => None,
     };
-    let name = format!("{}.{}.svc", key.service, key.namespace);
-    if key.is_ticdc {
-        let login = match &key.user_secret {
-            Some(name) => Some(login(client, key, name).await?),
-            None => None,
-        };
-        // Its certificates are made out to the Service, not to the addresses of pods.
-        let servers = if credentials.is_some() { vec![format!("{name}:{port}")] } else { servers };
-        let dialer = Dialer::with(credentials).map_err(|error| Unseen::Unauthorized(error.to_string()))?;
-        return Ok(Arc::new(Timed::new(TiCdc::new(servers, dialer, login), "TiCDC", metrics.backend.clone())));
+    let servers = if credentials.is_some() { vec![format!("{}:{port}", host(key))] } else { servers };
+    let dialer = Dialer::with(credentials).map_err(|error| Unseen::Unauthorized(error.to_string()))?;
+    Ok(TiCdc::new(servers, dialer, login))
+}
+
+fn host(key: &ClusterKey) -> String {
+    format!("{}.{}.svc", key.service, key.namespace)
+}
+
+async fn credentials_of(client: &Client, key: &ClusterKey) -> Result<Option<Current>, Unseen> {
+    match &key.tls_secret {
+        Some(name) => credentials(client, key, name).await.map(Some),
+        None => Ok(None),
     }
-    // Pods are dialled by their addresses, and certificates are made out to names.
-    let client = client::Client::of_service(&servers, credentials, &name).map_err(Unseen::from)?;
-    Ok(Arc::new(Timed::new(client, "CaptureDrain", metrics.backend.clone())))
 }
 
 /// An error of Kubernetes, as what it makes of the cluster.
 fn unseen(what: &str, error: &kube::Error) -> Unseen {
-    let sentence = format!("{what} cannot be read: {error}");
+    let why = match error {
+        kube::Error::Api(status) => status.message.clone(),
+        error => error.to_string(),
+    };
+    let sentence = format!("{what} cannot be read: {why}");
     match category(error) {
         "forbidden" | "unauthenticated" => Unseen::Unauthorized(sentence),
         _ => Unseen::Unreachable(sentence),
@@ -94,7 +115,7 @@ fn the_port(ports: &[(Option<&str>, i32)]) -> Option<i32> {
 }
 
 /// The addresses of all slices; the names of the ports when it is not clear which is meant.
-fn addresses(slices: &[EndpointSlice]) -> Result<Vec<String>, String> {
+pub(crate) fn addresses(slices: &[EndpointSlice]) -> Result<Vec<String>, String> {
     let mut found = Vec::new();
     for slice in slices {
         let ports: Vec<_> =

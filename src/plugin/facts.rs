@@ -1,0 +1,334 @@
+//! Gathers what `check` judges: the API server, the CRD, the operator, rights, and each cluster with its pods.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::future;
+use jiff::Timestamp;
+use k8s_openapi::{
+    ByteString,
+    api::{
+        authorization::v1::{
+            ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec, SubjectAccessReview,
+            SubjectAccessReviewSpec,
+        },
+        coordination::v1::Lease,
+        core::v1::{Pod, Secret, Service, ServiceAccount},
+        discovery::v1::EndpointSlice,
+        policy::v1::PodDisruptionBudget,
+    },
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    apimachinery::pkg::version::Info,
+};
+use kube::{
+    Api, Client, CustomResourceExt as _, ResourceExt as _,
+    api::{ListParams, PostParams},
+};
+
+use super::{
+    Trouble,
+    scene::{api, behind, captures, list, slices},
+};
+use crate::{
+    operator::{
+        controller::{CA, CERTIFICATE, ClusterKey, KEY},
+        observe::Unseen,
+    },
+    resource::CaptureDrain,
+    tls::{Current, Pem},
+    view::CaptureView,
+};
+
+/// The name of the Lease that operators share, unless they are told otherwise.
+pub const LEASE_NAME: &str = "capturedrain-operator";
+/// What the operator's `ServiceAccount` is labelled with.
+const OPERATOR_LABEL: &str = "app.kubernetes.io/name=capturedrain-operator";
+
+/// What is asked about.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// The namespace of drains and captures.
+    pub namespace: String,
+    /// The Service; `None`: all that drains name.
+    pub service: Option<String>,
+    /// The Secret with which that Service is called; `None`: the one that drains of it name.
+    pub tls_secret: Option<String>,
+}
+
+/// What is there.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// When.
+    pub now: Timestamp,
+    /// The namespace that is asked about.
+    pub namespace: String,
+    /// The version of the API server.
+    pub version: Info,
+    /// Whether it serves the version of `CaptureDrain` that this binary speaks.
+    pub is_served: Result<bool, Trouble>,
+    /// The CRD as it is installed.
+    pub crd: Result<CustomResourceDefinition, Trouble>,
+    /// Leases of operators that may look after the namespace.
+    pub leases: Result<Vec<Lease>, Trouble>,
+    /// What the caller may do.
+    pub own: Vec<(Right, bool)>,
+    /// What operators may do, by their account; nothing when none is found.
+    pub operators: Result<BTreeMap<String, Vec<(Right, bool)>>, Trouble>,
+    /// Clusters.
+    pub services: Vec<ServiceFacts>,
+    /// Budgets of the namespace.
+    pub budgets: Result<Vec<PodDisruptionBudget>, Trouble>,
+}
+
+/// A cluster.
+#[derive(Debug, Clone)]
+pub struct ServiceFacts {
+    /// The name of its Service.
+    pub name: String,
+    /// The Service; `None` when there is none.
+    pub service: Result<Option<Service>, Trouble>,
+    /// Who is behind it.
+    pub slices: Result<Vec<EndpointSlice>, Trouble>,
+    /// The Secret that is needed.
+    pub secret: Option<SecretFacts>,
+    /// The captures, or why they are not seen from here.
+    pub captures: Result<Vec<CaptureView>, Unseen>,
+    /// The pods behind the Service.
+    pub pods: Result<Vec<Pod>, Trouble>,
+}
+
+/// A Secret with a certificate.
+#[derive(Debug, Clone)]
+pub struct SecretFacts {
+    /// Its name.
+    pub name: String,
+    /// What is in it; `None` when there is none.
+    pub data: Result<Option<BTreeMap<String, ByteString>>, Trouble>,
+    /// Why it cannot be used, when it cannot.
+    pub complaint: Option<String>,
+}
+
+/// Something that one may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Right {
+    /// What for.
+    pub purpose: Purpose,
+    /// Whether nothing goes without it.
+    pub is_vital: bool,
+    /// API group; empty for the core.
+    pub group: &'static str,
+    /// `pods`, or `capturedrains/status`.
+    pub resource: &'static str,
+    /// One of Kubernetes' verbs.
+    pub verb: &'static str,
+}
+
+/// What a right is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// To look.
+    Status,
+    /// To ask for drains.
+    Apply,
+    /// To be the operator.
+    Operate,
+}
+
+const fn right(
+    purpose: Purpose,
+    is_vital: bool,
+    group: &'static str,
+    resource: &'static str,
+    verb: &'static str,
+) -> Right {
+    Right { purpose, is_vital, group, resource, verb }
+}
+
+const OURS: &str = "capturedrain.io";
+const SLICES: &str = "discovery.k8s.io";
+
+/// What the caller needs.
+const OWN: [Right; 10] = [
+    right(Purpose::Status, true, OURS, "capturedrains", "list"),
+    right(Purpose::Status, false, OURS, "capturedrains", "watch"),
+    right(Purpose::Status, false, "", "pods", "list"),
+    right(Purpose::Status, false, "", "nodes", "list"),
+    right(Purpose::Status, false, "", "services", "get"),
+    right(Purpose::Status, false, SLICES, "endpointslices", "list"),
+    right(Purpose::Apply, true, OURS, "capturedrains", "get"),
+    right(Purpose::Apply, true, OURS, "capturedrains", "create"),
+    right(Purpose::Apply, false, OURS, "capturedrains", "patch"),
+    right(Purpose::Apply, false, OURS, "capturedrains", "delete"),
+];
+
+/// What the operator needs.
+const OPERATORS: [Right; 13] = [
+    right(Purpose::Operate, true, OURS, "capturedrains", "list"),
+    right(Purpose::Operate, true, OURS, "capturedrains", "watch"),
+    right(Purpose::Operate, true, OURS, "capturedrains", "patch"),
+    right(Purpose::Operate, true, OURS, "capturedrains/status", "patch"),
+    right(Purpose::Operate, true, "", "pods", "list"),
+    right(Purpose::Operate, true, "", "pods", "watch"),
+    right(Purpose::Operate, true, "", "services", "get"),
+    right(Purpose::Operate, true, SLICES, "endpointslices", "list"),
+    right(Purpose::Operate, false, "", "secrets", "get"),
+    right(Purpose::Operate, false, "", "nodes", "list"),
+    right(Purpose::Operate, false, "", "nodes", "watch"),
+    right(Purpose::Operate, false, "events.k8s.io", "events", "create"),
+    right(Purpose::Operate, false, "events.k8s.io", "events", "patch"),
+];
+
+impl Right {
+    fn attributes(self, namespace: &str) -> ResourceAttributes {
+        let (resource, subresource) = self.resource.split_once('/').unwrap_or((self.resource, ""));
+        let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        ResourceAttributes {
+            // Nodes are in no namespace.
+            namespace: some(if resource == "nodes" { "" } else { namespace }),
+            group: some(self.group),
+            resource: some(resource),
+            subresource: some(subresource),
+            verb: some(self.verb),
+            ..ResourceAttributes::default()
+        }
+    }
+}
+
+/// Gathers what there is.
+///
+/// # Errors
+/// When the API server does not answer, or does not know the caller.
+pub async fn facts(client: &Client, wanted: &Wanted) -> Result<Facts, Trouble> {
+    let version = client.apiserver_version().await.map_err(Trouble::reading("the version of the API server"))?;
+    let own = future::try_join_all(OWN.map(|right| async move {
+        let attributes = Some(right.attributes(&wanted.namespace));
+        let review = SelfSubjectAccessReview {
+            spec: SelfSubjectAccessReviewSpec { resource_attributes: attributes, ..Default::default() },
+            ..Default::default()
+        };
+        let reviews = Api::<SelfSubjectAccessReview>::all(client.clone());
+        let answer = reviews.create(&PostParams::default(), &review).await.map_err(Trouble::reading("own rights"))?;
+        Ok((right, answer.status.is_some_and(|status| status.allowed)))
+    }))
+    .await?;
+    let crds = Api::<CustomResourceDefinition>::all(client.clone());
+    let name = CaptureDrain::crd_name();
+    let budgets = api::<PodDisruptionBudget>(client, Some(&wanted.namespace));
+    Ok(Facts {
+        now: Timestamp::now(),
+        namespace: wanted.namespace.clone(),
+        version,
+        own,
+        is_served: is_served(client).await,
+        crd: crds.get(name).await.map_err(Trouble::reading("the CRD")),
+        leases: leases(client, &wanted.namespace).await,
+        operators: operators(client, &wanted.namespace).await,
+        services: services(client, wanted).await,
+        budgets: list(&budgets, "PodDisruptionBudgets").await,
+    })
+}
+
+async fn is_served(client: &Client) -> Result<bool, Trouble> {
+    let found = client.list_api_group_resources("capturedrain.io/v1alpha1").await;
+    match found.map_err(Trouble::reading("what the API server serves")) {
+        Ok(found) => Ok(found.resources.iter().any(|resource| resource.name == "capturedrains")),
+        Err(Trouble::NotFound(_)) => Ok(false),
+        Err(trouble) => Err(trouble),
+    }
+}
+
+/// The Lease of the namespace itself, or else those of all: an operator is usually elsewhere.
+async fn leases(client: &Client, namespace: &str) -> Result<Vec<Lease>, Trouble> {
+    let reading = || Trouble::reading("Leases");
+    let here = api::<Lease>(client, Some(namespace)).get_opt(LEASE_NAME).await.map_err(reading());
+    match here {
+        Ok(Some(lease)) => Ok(vec![lease]),
+        Ok(None) | Err(Trouble::Unauthorised(_)) => {
+            let named = ListParams::default().fields(&format!("metadata.name={LEASE_NAME}"));
+            Ok(Api::<Lease>::all(client.clone()).list(&named).await.map_err(reading())?.items)
+        }
+        Err(trouble) => Err(trouble),
+    }
+}
+
+async fn operators(client: &Client, namespace: &str) -> Result<BTreeMap<String, Vec<(Right, bool)>>, Trouble> {
+    let labelled = ListParams::default().labels(OPERATOR_LABEL);
+    let accounts = Api::<ServiceAccount>::all(client.clone()).list(&labelled).await;
+    let accounts = accounts.map_err(Trouble::reading("ServiceAccounts"))?.items;
+    let rights = accounts.iter().map(|account| async move {
+        let user = format!("system:serviceaccount:{}:{}", account.namespace().unwrap_or_default(), account.name_any());
+        let groups = vec![
+            "system:serviceaccounts".to_owned(),
+            format!("system:serviceaccounts:{}", account.namespace().unwrap_or_default()),
+            "system:authenticated".to_owned(),
+        ];
+        let asked = OPERATORS.map(|right| may(client, right, namespace, &user, &groups));
+        Ok((user.clone(), future::try_join_all(asked).await?))
+    });
+    Ok(future::try_join_all(rights).await?.into_iter().collect())
+}
+
+/// Whether an account may do something.
+async fn may(
+    client: &Client,
+    right: Right,
+    namespace: &str,
+    user: &str,
+    groups: &[String],
+) -> Result<(Right, bool), Trouble> {
+    let spec = SubjectAccessReviewSpec {
+        resource_attributes: Some(right.attributes(namespace)),
+        user: Some(user.to_owned()),
+        groups: Some(groups.to_vec()),
+        ..Default::default()
+    };
+    let review = SubjectAccessReview { spec, ..Default::default() };
+    let reviews = Api::<SubjectAccessReview>::all(client.clone());
+    let answer = reviews.create(&PostParams::default(), &review).await;
+    let answer = answer.map_err(Trouble::reading("the operator's rights"))?;
+    Ok((right, answer.status.is_some_and(|status| status.allowed)))
+}
+
+async fn services(client: &Client, wanted: &Wanted) -> Vec<ServiceFacts> {
+    let namespace = &wanted.namespace;
+    // Without the CRD, or the right to list drains, others say so.
+    let drains = list(&api::<CaptureDrain>(client, Some(namespace)), "CaptureDrains").await.unwrap_or_default();
+    let mut keys: BTreeSet<_> = drains.iter().map(ClusterKey::of).collect();
+    if let Some(service) = &wanted.service {
+        keys.retain(|key| key.service == *service);
+        if keys.is_empty() || wanted.tls_secret.is_some() {
+            let tls_secret = wanted.tls_secret.clone();
+            let (namespace, service) = (namespace.clone(), service.clone());
+            let key = ClusterKey { namespace, service, is_ticdc: false, tls_secret, user_secret: None };
+            keys = BTreeSet::from([key]);
+        }
+    }
+    future::join_all(keys.iter().map(|key| service(client, key))).await
+}
+
+async fn service(client: &Client, key: &ClusterKey) -> ServiceFacts {
+    let what = format!("Service {}", key.service);
+    let service = api::<Service>(client, Some(&key.namespace)).get_opt(&key.service).await;
+    let service = service.map_err(Trouble::reading(&what));
+    let slices = slices(client, key).await.map_err(Trouble::reading(&format!("EndpointSlices of {what}")));
+    let (captures, secret) = future::join(captures(client, key), secret(client, key)).await;
+    let pods = list(&api::<Pod>(client, Some(&key.namespace)), "pods").await.map(|pods| {
+        let known = service.as_ref().ok().and_then(Option::as_ref);
+        let mut names = behind(known, slices.as_deref().unwrap_or_default(), &pods, &key.namespace);
+        names.extend(captures.iter().flatten().filter_map(|capture| capture.pod_name.clone()));
+        pods.into_iter().filter(|pod| names.contains(&pod.name_any())).collect()
+    });
+    ServiceFacts { name: key.service.clone(), service, slices, secret, captures, pods }
+}
+
+async fn secret(client: &Client, key: &ClusterKey) -> Option<SecretFacts> {
+    let name = key.tls_secret.clone()?;
+    let found = api::<Secret>(client, Some(&key.namespace)).get_opt(&name).await;
+    let data = found.map_err(Trouble::reading(&format!("Secret {name}")));
+    let data = data.map(|found| found.map(|secret| secret.data.unwrap_or_default()));
+    let complaint = data.as_ref().ok().and_then(Option::as_ref).and_then(|data| {
+        let pem = |at: &str| data.get(at).map(|bytes| bytes.0.clone());
+        let pem = Pem { ca: pem(CA), identity: pem(CERTIFICATE).zip(pem(KEY)) };
+        Current::of_pem(&name, pem).err().map(|error| error.to_string())
+    });
+    Some(SecretFacts { name, data, complaint })
+}
