@@ -100,7 +100,7 @@ async fn a_thousand_finished_drains_cost_next_to_nothing() {
     stream::iter(0..20)
         .for_each_concurrent(2, |batch| async move {
             let objects: Vec<_> = (0..50)
-                .map(|n| shop.manifest(&format!("x-{batch}-{n}"), json!({"captureID": "nobody"}), json!({})))
+                .map(|n| shop.manifest(&format!("x-{batch}-{n}"), &json!({"captureID": "nobody"}), &json!({})))
                 .collect();
             let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
             shop.admin.kubectl_with(&["create", "-n", &shop.namespace, "-f", "-"], &list.to_string()).await.ok();

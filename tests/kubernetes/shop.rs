@@ -269,11 +269,11 @@ impl Shop {
 
     /// Applies a drain of any target.
     pub(crate) async fn drain_of(&self, name: &str, target: Value, more: Value) {
-        self.apply(&self.manifest(name, target, more).to_string()).await;
+        self.apply(&self.manifest(name, &target, &more).to_string()).await;
     }
 
     /// A drain of any target.
-    pub(crate) fn manifest(&self, name: &str, target: Value, more: Value) -> Value {
+    pub(crate) fn manifest(&self, name: &str, target: &Value, more: &Value) -> Value {
         let mut spec = json!({"clusterRef": {"serviceName": SERVICE}, "target": target});
         spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let metadata = json!({"name": name, "namespace": self.namespace});

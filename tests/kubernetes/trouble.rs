@@ -250,12 +250,12 @@ async fn each_missing_right_is_told_and_none_ends_the_operator() {
     let api = api_server::shared().await;
     let shop = Shop::open(api, "rights", 0).await;
     let target = shop.a_follower().await;
-    for without in 0..RIGHTS.len() {
+    for (without, right) in RIGHTS.into_iter().enumerate() {
         let account = format!("without-{without}");
         let access = api.service_account(&shop.namespace, &account).await;
         grant(&shop, &account, Some(without)).await;
         let name = format!("x-{without}");
-        let tls = RIGHTS[without].1 == "secrets";
+        let tls = right.1 == "secrets";
         let mut spec = json!({"ttlSecondsAfterFinished": 0});
         if tls {
             spec["clusterRef"] = json!({"serviceName": "cdc", "tlsSecretName": "none"});
@@ -263,7 +263,7 @@ async fn each_missing_right_is_told_and_none_ends_the_operator() {
         shop.drain_of(&name, json!({"captureID": target}), spec).await;
         let lease = ["--lease-name", &account];
         let operator = Operator::start(&access, &shop.namespace, &lease);
-        let told = async || match sign(RIGHTS[without]) {
+        let told = async || match sign(right) {
             Sign::Condition(reason) => (condition(&shop.status(&name).await, "Stalled")
                 == ("True".to_owned(), reason.to_owned()))
                 .then_some(()),
@@ -278,7 +278,7 @@ async fn each_missing_right_is_told_and_none_ends_the_operator() {
             }
             Sign::Nowhere => operator.get("/healthz").await.map(drop),
         };
-        wait_for(&format!("a sign of the missing {:?}: {}", RIGHTS[without], operator.log()), told).await;
+        wait_for(&format!("a sign of the missing {right:?}: {}", operator.log()), told).await;
         assert_eq!(operator.get("/healthz").await.unwrap().0, 200, "it still runs");
         let rounds = operator.log().lines().filter(|line| line.contains("WARN")).count();
         assert!(rounds < 30, "it says so too often: {}", operator.log());
