@@ -25,7 +25,7 @@ use std::{
 };
 
 use etcd::Etcd;
-use etcd_client::{Client, Txn, TxnOp};
+use etcd_client::{Client, GetOptions, Txn, TxnOp};
 use feed::{Feed, table};
 use report::{Report, is_quick};
 use tokio::{
@@ -51,6 +51,8 @@ struct History {
     /// All rows are above this revision.
     before: u64,
     rows: usize,
+    /// How many keys they leave behind.
+    keys: usize,
 }
 
 /// Writes a history, of which the last row is of the key `end`.
@@ -67,17 +69,26 @@ async fn write(client: &mut Client, prefix: &str, (rows_each, rows): (usize, usi
         });
         client.txn(Txn::new().and_then(ops.collect::<Vec<_>>())).await.unwrap();
     }
-    History { before, rows }
+    // The last row has a key of its own, in place of the one whose turn it was.
+    let keys = if rows > KEYS { KEYS + 1 } else { rows };
+    History { before, rows, keys }
 }
 
 /// Waits until the last row is there.
-async fn arrived(client: &mut Client, prefix: &str) {
+async fn wait_for_last(client: &mut Client, prefix: &str) {
     let waiting = async {
         while client.get(format!("{prefix}t/end"), None).await.unwrap().count() == 0 {
             time::sleep(LOOK).await;
         }
     };
     time::timeout(PATIENCE, waiting).await.expect("the last row");
+}
+
+/// The last row proves that all came only when none was left out.
+async fn assert_whole(client: &mut Client, prefix: &str, history: &History) {
+    let options = GetOptions::new().with_prefix().with_count_only();
+    let found = client.get(format!("{prefix}t/"), Some(options)).await.unwrap().count();
+    assert_eq!(usize::try_from(found).unwrap(), history.keys, "keys below {prefix}");
 }
 
 /// Rows a second of the data path.
@@ -88,10 +99,12 @@ async fn ours(source: &Etcd, sink: &Etcd, (from, to): (&str, &str), history: &Hi
     let _key = feed.start(&table(from, "t"), 1, history.before);
     // What it tells is taken, as a capture would.
     tokio::select! {
-        () = arrived(&mut client, to) => {}
+        () = wait_for_last(&mut client, to) => {}
         (error, _) = feed.failure() => panic!("{error}"),
     }
-    history.rows as f64 / began.elapsed().as_secs_f64()
+    let took = began.elapsed();
+    assert_whole(&mut client, to, history).await;
+    history.rows as f64 / took.as_secs_f64()
 }
 
 /// Rows a second of `etcdctl make-mirror`.
@@ -99,9 +112,10 @@ async fn theirs(source: &Etcd, sink: &Etcd, (from, to): (&str, &str), history: &
     let mut client = Client::connect([sink.client_url()], None).await.unwrap();
     let began = Instant::now();
     let mut mirror = make_mirror(source, sink, (from, to), history.before + 1);
-    arrived(&mut client, to).await;
+    wait_for_last(&mut client, to).await;
     let took = began.elapsed();
     mirror.kill().await.unwrap();
+    assert_whole(&mut client, to, history).await;
     history.rows as f64 / took.as_secs_f64()
 }
 
@@ -128,8 +142,14 @@ async fn main() {
         let (mut our_rates, mut their_rates) = (Vec::new(), Vec::new());
         for round in 0..rounds {
             let (our_prefix, their_prefix) = (format!("/ours{round}/"), format!("/theirs{round}/"));
-            our_rates.push(ours(&source, &sink, ("/from/", &our_prefix), &history).await);
-            their_rates.push(theirs(&source, &sink, ("/from/", &their_prefix), &history).await);
+            // Each comes first every other time.
+            for first in [true, false] {
+                if first == (round % 2 == 0) {
+                    our_rates.push(ours(&source, &sink, ("/from/", &our_prefix), &history).await);
+                } else {
+                    their_rates.push(theirs(&source, &sink, ("/from/", &their_prefix), &history).await);
+                }
+            }
         }
         let what = format!("transactions of {}", case.0);
         report.beside(&what, "rows/s", &our_rates, "etcdctl make-mirror", &their_rates);
