@@ -153,6 +153,9 @@ fn withdraw(drain: &CaptureDrain, reason: &'static str, aim: &Aim, cluster: &Clu
     } else if is_on(cluster, epoch) {
         let is_alone = on.requesters.iter().all(|other| other.ends_with(&own));
         if is_alone { Action::Cancel { capture, epoch: DrainEpoch(epoch) } } else { Action::Nothing }
+    } else if on.drain_epoch < epoch {
+        // What was seen of the cluster is older than the answer that it gave.
+        Action::Cancel { capture, epoch: DrainEpoch(epoch) }
     } else {
         match aim {
             Aim::Present(at) if at.liveness == "Stopping" && !is_leaving(observed) => {

@@ -236,7 +236,7 @@ impl Round<'_> {
     }
 
     fn end(&mut self, reason: &str, succeeded: bool) {
-        self.conditions.set(RECONCILING, false, reason, "");
+        self.conditions.set(RECONCILING, false, reason, ending(reason));
         self.conditions.lift(STALLED, reason);
         self.conditions.set(SUCCEEDED, succeeded, reason, ending(reason));
         self.conditions.set(FINISHED, true, reason, ending(reason));

@@ -323,6 +323,9 @@ fn a_deleted_object_withdraws_its_own_drain_only() {
     let aim = validate(&drain, &others);
     assert_eq!(plan(&drain, &aim, &others).action, Action::Nothing, "epoch 8 is another's");
     let ours = seen(draining("b", Some(INITIAL)), 1);
+    let stale = seen(cluster(), 1);
+    let action = plan(&drain, &aim, &stale).action;
+    assert!(matches!(action, Action::Cancel { .. }), "it is on, although that is not seen yet: {action:?}");
     let action = plan(&drain, &aim, &ours);
     assert_eq!(action.action, Action::Cancel { capture: CaptureId::new("b").unwrap(), epoch: DrainEpoch(7) });
     assert_eq!(action.stage, Stage::Ended { reason: "Withdrawn", succeeded: false });

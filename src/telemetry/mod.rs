@@ -8,7 +8,7 @@ use tracing_subscriber::{
 };
 
 /// What is logged when nothing else is said.
-pub const DEFAULT_FILTER: &str = "info,h2=warn,hyper=warn,tower=warn,tonic=warn";
+pub const DEFAULT_FILTER: &str = "info,h2=warn,hyper=warn,kube_runtime=warn,tower=warn,tonic=warn";
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

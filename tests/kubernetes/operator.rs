@@ -81,8 +81,10 @@ async fn a_deleted_drain_is_called_off_and_what_moved_stays() {
     wait_for("a beginning", async || shop.status("x").await["epoch"].as_i64()).await;
     shop.kubectl(&["delete", "cdrain", "x", "--timeout=60s"]).await;
     shop.resume(&target);
-    let capture = shop.capture(&target).await.unwrap();
-    assert_eq!(capture["liveness"], "Alive", "{capture:#}");
+    wait_for("the capture to be back at work", async || {
+        (shop.capture(&target).await?["liveness"] == "Alive").then_some(())
+    })
+    .await;
     assert_eq!(shop.json(&["history"]).await[0]["outcome"], "Cancelled");
     assert!(shop.events("x").await.contains(&"DrainWithdrawn".to_owned()), "{:?}", shop.events("x").await);
 }

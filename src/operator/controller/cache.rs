@@ -36,6 +36,8 @@ const BUFFER: usize = 1024;
 /// The label by which pods of one `StatefulSet` or `Deployment` tell their revisions.
 const REVISIONS: [&str; 2] = ["controller-revision-hash", "pod-template-hash"];
 
+/// What nodes are called in complaints.
+pub(super) const NODES: &str = "nodes";
 /// How labels and annotations begin that say whose a pod is.
 const MARKS: [&str; 4] = ["app.kubernetes.io/", "pingcap.com/", "tidb.pingcap.com/", "capturedrain.io/"];
 
@@ -98,7 +100,7 @@ impl Caches {
         let (nodes, writer) = reflector::store();
         let told = changes.clone();
         let seen = Mutex::new(BTreeMap::new());
-        keep(Api::<Node>::all(client.clone()), writer, "nodes", &complaints, slim_node, move |node| {
+        keep(Api::<Node>::all(client.clone()), writer, NODES, &complaints, slim_node, move |node| {
             if is_news(&seen, node) {
                 let _ = told.send(Change::Node);
             }
@@ -138,12 +140,11 @@ impl Caches {
         let _ = self.pods.wait_until_ready().await;
     }
 
-    /// Whether all was listed.
+    /// Whether what is waited for was listed.
     pub(super) fn is_ready(&self) -> bool {
         let is_listed = |ready: Option<bool>| ready == Some(true);
         is_listed(self.drains.wait_until_ready().now_or_never().map(|ready| ready.is_ok()))
             && is_listed(self.pods.wait_until_ready().now_or_never().map(|ready| ready.is_ok()))
-            && is_listed(self.nodes.wait_until_ready().now_or_never().map(|ready| ready.is_ok()))
     }
 
     /// What is not known at the moment, and why.

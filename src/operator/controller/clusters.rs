@@ -28,8 +28,8 @@ use crate::{
 const SILENCE: Duration = Duration::from_secs(30);
 /// How soon a way to a cluster is looked for again, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// How often the numbers of one drain are passed on at most.
-const PACE: Duration = Duration::from_millis(250);
+/// How often the numbers of a drain are passed on at most; everything else is at once.
+const PACE: Duration = Duration::from_secs(1);
 
 /// Which cluster, and how it is reached.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -164,7 +164,7 @@ impl Follower {
     async fn follow(&self, backend: &dyn Backend) -> bool {
         let mut views = backend.follow();
         let mut has_spoken = false;
-        let mut last_told = Instant::now() - PACE;
+        let mut tell_at = Instant::now();
         let mut waiting: Option<Cluster> = None;
         let mut silent_since: Option<(Instant, Unseen)> = None;
         loop {
@@ -178,6 +178,9 @@ impl Follower {
                     }
                     Some(Ok(cluster)) => {
                         (has_spoken, silent_since) = (true, None);
+                        if self.is_news(&cluster) {
+                            tell_at = Instant::now();
+                        }
                         waiting = Some(cluster);
                     }
                     Some(Err(Unseen::Unreachable(why))) => {
@@ -190,19 +193,27 @@ impl Follower {
                         return has_spoken;
                     }
                 },
-                () = time::sleep_until(last_told + PACE), if waiting.is_some() => {
+                () = time::sleep_until(tell_at), if waiting.is_some() => {
                     if let Some(cluster) = waiting.take() {
-                        last_told = Instant::now();
+                        tell_at = Instant::now() + PACE;
                         self.say(Ok(cluster));
                     }
                 }
-                () = time::sleep_until(too_long.unwrap_or(last_told)), if too_long.is_some() => {
+                () = time::sleep_until(too_long.unwrap_or(tell_at)), if too_long.is_some() => {
                     if let Some((_, unseen)) = silent_since {
                         self.say(Err(unseen));
                     }
                     return has_spoken;
                 }
             }
+        }
+    }
+
+    /// Whether more than numbers have changed since something was last passed on.
+    fn is_news(&self, cluster: &Cluster) -> bool {
+        match &self.known.borrow().seen {
+            Some(Ok(before)) => outline(before) != outline(cluster),
+            _ => true,
         }
     }
 
@@ -217,4 +228,20 @@ impl Follower {
             let _ = self.news.send(self.key.clone());
         }
     }
+}
+
+/// A cluster without its numbers.
+fn outline(cluster: &Cluster) -> Cluster {
+    let mut outline = cluster.clone();
+    outline.drain.remaining_maintainer_count = None;
+    outline.drain.remaining_dispatcher_count = None;
+    outline.drain.remaining_dispatchers.clear();
+    outline.drain.in_flight = None;
+    outline.drain.eta_seconds = None;
+    outline.drain.last_progress_at = None;
+    for capture in &mut outline.captures {
+        capture.maintainer_count = None;
+        capture.dispatcher_count = None;
+    }
+    outline
 }

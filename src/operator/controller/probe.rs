@@ -11,7 +11,10 @@ use axum::{
 };
 use tokio::net::TcpListener;
 
-use super::{cache::Caches, metrics::Metrics};
+use super::{
+    cache::{self, Caches},
+    metrics::Metrics,
+};
 use crate::metrics::Format;
 
 #[derive(Clone)]
@@ -35,10 +38,12 @@ pub(super) async fn serve(listener: TcpListener, caches: Caches, metrics: Arc<Me
 /// Ready once everything is watched; whoever is not says what is missing.
 async fn ready(State(hall): State<Hall>) -> (StatusCode, String) {
     let complaints = hall.caches.complaints();
-    if complaints.is_empty() && hall.caches.is_ready() {
-        return (StatusCode::OK, "ok\n".to_owned());
-    }
     let mut said: Vec<_> = complaints.iter().map(|(what, why)| format!("{what} cannot be watched: {why}\n")).collect();
+    // Nodes are for preferences only.
+    if hall.caches.is_ready() && complaints.keys().all(|what| *what == cache::NODES) {
+        said.push("ok\n".to_owned());
+        return (StatusCode::OK, said.concat());
+    }
     if said.is_empty() {
         said.push("not everything was listed yet\n".to_owned());
     }

@@ -237,7 +237,7 @@ fn log(drain: &CaptureDrain, after: &CaptureDrainStatus, note: &Note) {
     let (namespace, name) = (drain.metadata.namespace.as_deref().unwrap_or_default(), drain.name_any());
     let (target, epoch) = (after.capture_id.as_deref().unwrap_or_default(), after.epoch);
     let phase = after.phase.as_deref().unwrap_or_default();
-    tracing::info!(namespace, name, target, epoch, phase, reason = note.reason, "{}", note.sentence);
+    tracing::info!(namespace, name, target, epoch, phase, reason = note.reason, sentence = note.sentence, "transition");
 }
 
 /// It has ended: its object is let go, its status kept current, and when its time is over it is deleted.
