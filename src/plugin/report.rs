@@ -368,11 +368,11 @@ mod tests {
             (vec![drain("x", "cdc-1", &json!({}))], format!("{waits} no operator has looked at")),
             (vec![drain("x", "cdc-1", &moving)], format!("{waits} goes on: MovingDispatchers: 2 dispatchers are left")),
             (
-                vec![drain("x", "cdc-1", &stalled.clone())],
+                vec![drain("x", "cdc-1", &stalled)],
                 format!("{waits} is stalled: NoDestination: no other capture may take it"),
             ),
             (
-                vec![drain("x", "cdc-1", &proven.clone())],
+                vec![drain("x", "cdc-1", &proven)],
                 format!("{waits} is proven empty: its pod may be deleted, and nobody has deleted it"),
             ),
             (
