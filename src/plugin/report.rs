@@ -254,15 +254,12 @@ fn waits(capture: &CaptureRow, drains: &[&CaptureDrain], pods: &[PodScene]) -> S
     let mut own: Vec<_> = drains.iter().filter(is_of).filter(|drain| !is_finished(drain)).collect();
     // The one that has begun speaks for those that have not.
     own.sort_by_key(|drain| status(drain).epoch.is_none());
-    match own.first() {
-        Some(drain) => format!("waits for {id}, whose drain cdrain/{} {}", name(drain), standing(drain, drains, 0)),
-        None => {
-            let last = drains.iter().filter(is_of).max_by_key(|drain| drain.metadata.creation_timestamp.clone());
-            let last = last.map(|last| format!("; the last one, cdrain/{}, ended: {}", name(last), why(last)));
-            let last = last.unwrap_or_default();
-            format!("waits for {id}, which nobody drains: apply a CaptureDrain for it{last}")
-        }
+    if let Some(drain) = own.first() {
+        return format!("waits for {id}, whose drain cdrain/{} {}", name(drain), standing(drain, drains, 0));
     }
+    let last = drains.iter().filter(is_of).max_by_key(|drain| drain.metadata.creation_timestamp.clone());
+    let last = last.map(|last| format!("; the last one, cdrain/{}, ended: {}", name(last), why(last)));
+    format!("waits for {id}, which nobody drains: apply a CaptureDrain for it{}", last.unwrap_or_default())
 }
 
 /// How many drains are followed that wait for each other: the operator names the first of the queue.
@@ -301,7 +298,7 @@ mod tests {
 
     use super::*;
 
-    fn drain(name: &str, pod: &str, status: serde_json::Value) -> CaptureDrain {
+    fn drain(name: &str, pod: &str, status: &serde_json::Value) -> CaptureDrain {
         serde_json::from_value(json!({
             "apiVersion": "capturedrain.io/v1alpha1",
             "kind": "CaptureDrain",
@@ -363,28 +360,28 @@ mod tests {
         for (drains, expected) in [
             (vec![], "waits for cdc-1, which nobody drains: apply a CaptureDrain for it".to_owned()),
             (
-                vec![drain("x", "cdc-1", ended)],
+                vec![drain("x", "cdc-1", &ended)],
                 "waits for cdc-1, which nobody drains: apply a CaptureDrain for it; the last one, cdrain/x, ended: \
                  Withdrawn: called off"
                     .to_owned(),
             ),
-            (vec![drain("x", "cdc-1", json!({}))], format!("{waits} no operator has looked at")),
-            (vec![drain("x", "cdc-1", moving)], format!("{waits} goes on: MovingDispatchers: 2 dispatchers are left")),
+            (vec![drain("x", "cdc-1", &json!({}))], format!("{waits} no operator has looked at")),
+            (vec![drain("x", "cdc-1", &moving)], format!("{waits} goes on: MovingDispatchers: 2 dispatchers are left")),
             (
-                vec![drain("x", "cdc-1", stalled.clone())],
+                vec![drain("x", "cdc-1", &stalled)],
                 format!("{waits} is stalled: NoDestination: no other capture may take it"),
             ),
             (
-                vec![drain("x", "cdc-1", proven.clone())],
+                vec![drain("x", "cdc-1", &proven)],
                 format!("{waits} is proven empty: its pod may be deleted, and nobody has deleted it"),
             ),
             (
-                vec![drain("x", "cdc-1", queued("y")), drain("y", "cdc-0", stalled)],
+                vec![drain("x", "cdc-1", &queued("y")), drain("y", "cdc-0", &stalled)],
                 format!(
                     "{waits} is queued behind cdrain/y, which is stalled: NoDestination: no other capture may take it"
                 ),
             ),
-            (vec![drain("x", "cdc-1", queued("gone"))], format!("{waits} is queued behind cdrain/gone")),
+            (vec![drain("x", "cdc-1", &queued("gone"))], format!("{waits} is queued behind cdrain/gone")),
         ] {
             let report = report(&scene(drains));
             let nodes = &report.clusters[0].nodes;
@@ -396,7 +393,7 @@ mod tests {
     #[test]
     fn drains_that_wait_for_each_other_do_not_go_round_for_ever() {
         let behind = |other: &str| json!({"blockedBy": [{"kind": "CaptureDrain", "name": other}]});
-        let report = report(&scene(vec![drain("x", "cdc-1", behind("y")), drain("y", "cdc-0", behind("x"))]));
+        let report = report(&scene(vec![drain("x", "cdc-1", &behind("y")), drain("y", "cdc-0", &behind("x"))]));
         assert!(
             report.clusters[0].nodes[1].why.as_ref().unwrap().ends_with("cdrain/y, which is queued behind cdrain/x")
         );
@@ -412,7 +409,7 @@ mod tests {
 
     #[test]
     fn captures_that_cannot_be_reached_are_told_by_their_pods() {
-        let mut scene = scene(vec![drain("x", "cdc-1", json!({"liveness": "Draining"}))]);
+        let mut scene = scene(vec![drain("x", "cdc-1", &json!({"liveness": "Draining"}))]);
         scene.clusters[0].captures = Err(Unseen::Unreachable("no route".to_owned()));
         let cluster = report(&scene).clusters[0].clone();
         assert_eq!(cluster.unseen.as_deref(), Some("its captures cannot be reached from here (no route)"));
@@ -435,10 +432,10 @@ mod tests {
     fn a_drain_says_how_far_it_is() {
         let status = json!({"phase": "Draining", "progress": {
             "initial": {"maintainers": 1, "dispatchers": 9}, "remaining": {"maintainers": 0, "dispatchers": 4}}});
-        let row = report(&scene(vec![drain("x", "cdc-1", status)])).drains[0].clone();
+        let row = report(&scene(vec![drain("x", "cdc-1", &status)])).drains[0].clone();
         assert_eq!((row.maintainers, row.dispatchers, row.initial_dispatchers), (Some(0), Some(4), Some(9)));
         assert_eq!((row.target.as_str(), row.age_seconds), ("cdc-1", 90));
-        let row = report(&scene(vec![drain("x", "cdc-1", json!({}))])).drains[0].clone();
+        let row = report(&scene(vec![drain("x", "cdc-1", &json!({}))])).drains[0].clone();
         assert_eq!((row.maintainers, row.dispatchers), (None, None));
     }
 }

@@ -1,6 +1,6 @@
 //! `kubectl capturedrain` against a real API server: what it shows, what it misses, and how it ends.
 
-use std::{os::unix::fs::symlink, path::Path, process::Stdio};
+use std::{os::unix::fs::symlink, process::Stdio};
 
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, api::PostParams};
@@ -87,11 +87,11 @@ async fn a_drain_in_its_middle_and_the_one_behind_it_are_shown() {
     let coordinator = shop.coordinator().await;
     let other = ["cdc-0", "cdc-1", "cdc-2"].into_iter().find(|pod| *pod != target && *pod != coordinator).unwrap();
     let (full, next) = (cordon(&shop, &target).await, cordon(&shop, other).await);
-    wait_for_why(&shop, &full, "waits for").await;
     // Nothing leaves it.
     shop.suspend(&target);
     shop.drain("x", &target, json!({})).await;
     wait_for("a beginning", async || shop.status("x").await["epoch"].as_i64()).await;
+    wait_for_why(&shop, &next, &format!("waits for {other}, which nobody drains")).await;
     shop.drain("y", other, json!({})).await;
     shop.wait_for_condition("y", "Reconciling", "True", "Queued").await;
     let moving = format!("waits for {target}, whose drain cdrain/x goes on: Moving");
@@ -241,7 +241,7 @@ async fn a_cluster_without_the_crd_and_one_that_is_away_are_told_apart() {
     let folder = Folder::new();
     let nowhere = folder.path().join("none").display().to_string();
     let args = ["kubectl", "status", "--kubeconfig", &nowhere];
-    let (code, _, stderr) = ended(Command::new(Path::new(BINARY)).args(args)).await;
+    let (code, _, stderr) = ended(Command::new(BINARY).args(args)).await;
     assert_eq!(code, 12, "{stderr}");
     drop(api);
 }

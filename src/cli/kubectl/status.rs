@@ -139,7 +139,9 @@ impl Screen {
             Kind::Json => {
                 // Age alone is no change.
                 let mut ageless = report.clone();
-                ageless.drains.iter_mut().for_each(|drain| drain.age_seconds = 0);
+                for drain in &mut ageless.drains {
+                    drain.age_seconds = 0;
+                }
                 let json = |report: &Report| {
                     serde_json::to_string(report).map_err(|error| Failure::new(Exit::Internal, error))
                 };

@@ -54,12 +54,11 @@ fn service(facts: &ServiceFacts) -> Finding {
     let name = &facts.name;
     let finding = |level, message: String| Finding::new("service", level, message);
     let failure = |fault, message| finding(Level::Failure(fault), message);
-    match (&facts.service, facts.slices.as_ref().map(|slices| addresses(slices))) {
+    match (facts.service.as_ref(), facts.slices.as_ref().map(|slices| addresses(slices))) {
         (Ok(None), _) => {
             failure(Fault::NotFound, format!("there is no Service {name}: make it, or correct clusterRef.serviceName"))
         }
-        (Err(trouble), _) => finding(Level::Skipped, format!("Service {name}: {trouble}")),
-        (_, Err(trouble)) => finding(Level::Skipped, format!("Service {name}: {trouble}")),
+        (Err(trouble), _) | (_, Err(trouble)) => finding(Level::Skipped, format!("Service {name}: {trouble}")),
         (_, Ok(Err(ports))) => failure(
             Fault::Environment,
             format!("Service {name} has ports {ports}: name the captures' one capturedrain"),

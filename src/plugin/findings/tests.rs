@@ -151,7 +151,11 @@ fn an_operator_has_to_hold_its_lease() {
 
 #[test]
 fn missing_rights_are_named() {
-    let none = |facts: &mut Facts| facts.own.iter_mut().for_each(|(_, may)| *may = false);
+    let none = |facts: &mut Facts| {
+        for (_, may) in &mut facts.own {
+            *may = false;
+        }
+    };
     let status = "rights-status: Unauthorised: you may not list pods: have it granted to see how drains stand in \
                   namespace shop";
     let apply =
