@@ -74,6 +74,7 @@ pub(super) struct Common {
 
 /// What is printed, and how.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Common options")]
 pub(super) struct Printing {
     /// How results are printed: for people, or for programs
     #[arg(
