@@ -65,8 +65,9 @@ size: ## what a million dispatchers cost: time, slowest event, memory
 
 bench: ## measure drains, their cost and the data path, into target/bench; QUICK=1 takes some minutes
 	@tools/install protobuf
-	@etcd=$$(tools/install etcd) && ulimit -n "$$(ulimit -Hn)" && CAPTUREDRAIN_ETCD=$$etcd \
-		cargo bench --quiet --no-fail-fast --bench simulated --bench processes --bench throughput
+	@etcd=$$(tools/install etcd) && kubernetes=$$(tools/install kubernetes) && ulimit -n "$$(ulimit -Hn)" && \
+		CAPTUREDRAIN_ETCD=$$etcd CAPTUREDRAIN_KUBERNETES=$$kubernetes \
+		cargo bench --quiet --no-fail-fast --bench simulated --bench processes --bench throughput --bench operator
 
 fuzz: ## feed the decoders of what comes from outside with anything; FUZZ=60 does it for 60 s each
 	@tools/install protobuf

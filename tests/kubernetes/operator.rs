@@ -132,3 +132,56 @@ async fn drains_of_one_cluster_take_turns_and_the_coordinator_comes_last() {
     shop.wait_for_condition("third", "Drained", "True", "Proven").await;
     assert_eq!(phases(&[shop.status("second").await]), ["Queued"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_speaks_ticdcs_api_is_drained_by_it() {
+    let (mut shop, operator) = scene("open-api", 30).await;
+    let target = shop.a_follower().await;
+    let cluster = json!({"serviceName": "cdc", "kind": "TiCDC"});
+    shop.drain("x", &target, json!({ "clusterRef": cluster })).await;
+    let status = shop.wait_for_condition("x", "Drained", "True", "Proven").await;
+    assert!(status["progress"]["remaining"]["maintainers"].is_null(), "not known, so not told: {status:#}");
+    assert_eq!(status["podUID"], shop.uid(&target), "{status:#}\n{}", operator.log());
+    shop.delete_pod(&target).await;
+    shop.wait_for_end("x", "PodGone").await;
+    // There is no way back.
+    let target = shop.a_follower().await;
+    shop.start("cdc-9").await;
+    shop.publish().await;
+    shop.wait_for_captures(3).await;
+    shop.drain("y", &target, json!({ "clusterRef": cluster })).await;
+    wait_for("a beginning", async || shop.status("y").await["epoch"].as_i64()).await;
+    shop.kubectl(&["delete", "cdrain", "y", "--timeout=60s"]).await;
+    let told = shop.events("y").await;
+    assert!(told.contains(&"DrainWithdrawn".to_owned()), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_prometheus_is_told_has_no_complaint_of_its_linter() {
+    let (shop, operator) = scene("metrics", 0).await;
+    let target = shop.a_follower().await;
+    shop.drain_of("x", json!({"captureID": target}), json!({})).await;
+    shop.wait_for_end("x", "CaptureStopping").await;
+    let (code, page) = operator.get("/metrics").await.unwrap();
+    assert_eq!(code, 200);
+    for series in [
+        "capturedrain_operator_leader 1",
+        "capturedrain_operator_drains{phase=\"Succeeded\"} 1",
+        "capturedrain_operator_queue_depth 0",
+        "capturedrain_operator_backend_request_duration_seconds_count{kind=\"CaptureDrain\",method=\"start\"} 1",
+    ] {
+        assert!(page.lines().any(|line| line == series), "no {series} in\n{page}");
+    }
+    let promtool = std::env::var("CAPTUREDRAIN_PROMTOOL").unwrap_or_else(|_| "promtool".to_owned());
+    let mut lint = std::process::Command::new(promtool)
+        .args(["check", "metrics"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("promtool cannot be started: `make tools` installs it");
+    std::io::Write::write_all(&mut lint.stdin.take().unwrap(), page.as_bytes()).unwrap();
+    let said = lint.wait_with_output().unwrap();
+    let complaints = [said.stdout, said.stderr].concat();
+    assert!(said.status.success() && complaints.is_empty(), "{}", String::from_utf8_lossy(&complaints));
+}

@@ -1,8 +1,7 @@
 //! Several operators, and many drains.
 
-use std::{fs, time::Instant};
+use std::time::Instant;
 
-use futures::{StreamExt as _, stream};
 use serde_json::json;
 use tokio::time::{self, Duration};
 
@@ -74,13 +73,6 @@ async fn ten_drains_at_once_run_one_after_the_other() {
     assert_eq!(history.as_array().unwrap().len(), 3, "{history:#}");
 }
 
-/// Megabytes that a process has in memory.
-fn resident_mb(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
-}
-
 /// How many requests of one client, by its user agent, the API server has had; watches that are open count once.
 async fn requests(shop: &Shop) -> f64 {
     let page = shop.admin.kubectl(&["get", "--raw", "/metrics"]).await.ok();
@@ -96,31 +88,22 @@ async fn a_thousand_finished_drains_cost_next_to_nothing() {
     let shop = Shop::open(&api, "thousand", 0).await;
     let operator = Operator::start(&shop.admin, &shop.namespace, &[]);
     operator.wait_until_leading().await;
-    let shop = &shop;
-    stream::iter(0..20)
-        .for_each_concurrent(2, |batch| async move {
-            let objects: Vec<_> = (0..50)
-                .map(|n| shop.manifest(&format!("x-{batch}-{n}"), &json!({"captureID": "nobody"}), &json!({})))
-                .collect();
-            let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
-            shop.admin.kubectl_with(&["create", "-n", &shop.namespace, "-f", "-"], &list.to_string()).await.ok();
-        })
-        .await;
+    shop.reject(1000).await;
     wait_for("all to end", async || {
         (operator.metric("capturedrain_operator_drains{phase=\"Failed\"} ").await? >= 1000.0).then_some(())
     })
     .await;
-    let (before, began) = (requests(shop).await, Instant::now());
+    let (before, began) = (requests(&shop).await, Instant::now());
     let rounds =
         operator.metric("capturedrain_operator_reconciles_total{outcome=\"done\",category=\"\"} ").await.unwrap();
     // Idle is what happens when nothing is waited for, so some time has to pass.
     time::sleep(Duration::from_secs(10)).await;
-    let (after, minutes) = (requests(shop).await, began.elapsed().as_secs_f64() / 60.0);
+    let (after, minutes) = (requests(&shop).await, began.elapsed().as_secs_f64() / 60.0);
     let more =
         operator.metric("capturedrain_operator_reconciles_total{outcome=\"done\",category=\"\"} ").await.unwrap();
     assert!((after - before) / minutes < 1.0, "{} requests in {minutes} min", after - before);
     assert!(more - rounds < 5.0, "{} rounds", more - rounds);
-    let resident = resident_mb(operator.pid());
+    let resident = operator.resident_mb();
     println!("{resident} MB with 1,000 drains");
     assert!(resident < 80, "{resident} MB, in a build that is not optimised");
 }

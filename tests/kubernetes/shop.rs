@@ -280,6 +280,17 @@ impl Shop {
         json!({"apiVersion": "capturedrain.io/v1alpha1", "kind": "CaptureDrain", "metadata": metadata, "spec": spec})
     }
 
+    /// Makes so many drains of nobody, which end at once.
+    pub(crate) async fn reject(&self, count: usize) {
+        let names: Vec<_> = (0..count).map(|n| format!("nobody-{n}")).collect();
+        for names in names.chunks(50) {
+            let objects = names.iter().map(|name| self.manifest(name, &json!({"captureID": "nobody"}), &json!({})));
+            let list = json!({"apiVersion": "v1", "kind": "List", "items": objects.collect::<Vec<_>>()});
+            let create = ["create", "-n", &self.namespace, "-f", "-"];
+            self.admin.kubectl_with(&create, &list.to_string()).await.ok();
+        }
+    }
+
     /// The status of a drain; `Null` while there is none.
     pub(crate) async fn status(&self, name: &str) -> Value {
         self.object(name).await.map_or(Value::Null, |drain| drain["status"].clone())
@@ -385,6 +396,13 @@ impl Operator {
 
     pub(crate) fn pid(&self) -> u32 {
         self.process.as_ref().unwrap().pid()
+    }
+
+    /// Megabytes that it has in memory.
+    pub(crate) fn resident_mb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
     }
 
     fn log_file(&self) -> std::path::PathBuf {

@@ -82,21 +82,11 @@ impl Drop for Connection {
 }
 
 /// All connections.
-#[derive(Debug)]
 pub(super) struct Clusters {
-    client: Client0,
+    client: Client,
     metrics: Arc<Metrics>,
     connections: Mutex<BTreeMap<ClusterKey, Connection>>,
     news: mpsc::UnboundedSender<ClusterKey>,
-}
-
-/// A client that can be printed.
-struct Client0(Client);
-
-impl std::fmt::Debug for Client0 {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Client")
-    }
 }
 
 impl Clusters {
@@ -106,7 +96,7 @@ impl Clusters {
         metrics: Arc<Metrics>,
     ) -> (Self, impl Stream<Item = ClusterKey> + Send + 'static) {
         let (news, heard) = mpsc::unbounded_channel();
-        let clusters = Self { client: Client0(client), metrics, connections: Mutex::default(), news };
+        let clusters = Self { client, metrics, connections: Mutex::default(), news };
         (clusters, UnboundedReceiverStream::new(heard))
     }
 
@@ -116,7 +106,7 @@ impl Clusters {
         let connection = connections.entry(key.clone()).or_insert_with(|| {
             let (known, receiver) = watch::channel(Known::default());
             let follower = Follower {
-                client: self.client.0.clone(),
+                client: self.client.clone(),
                 metrics: self.metrics.clone(),
                 key: key.clone(),
                 known,

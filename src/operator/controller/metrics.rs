@@ -66,9 +66,7 @@ impl Metrics {
             metrics.backend.clone(),
         );
         registry.register_collector(Box::new(Drains(caches)));
-        for outcome in ["done", "waiting"] {
-            let _ = metrics.reconciles.get_or_create(&[("outcome", outcome), ("category", "")]);
-        }
+        let _ = metrics.reconciles.get_or_create(&[("outcome", "done"), ("category", "")]);
         metrics
     }
 
