@@ -199,6 +199,14 @@ fn operator_rights(facts: &Facts) -> Vec<Finding> {
         let message = "no ServiceAccount has the label app.kubernetes.io/name=capturedrain-operator";
         return vec![finding(Level::Skipped, message.to_owned())];
     }
+    // Those of other namespaces have no rights here, and need none.
+    let looks_after = |known: &[(Right, bool)]| known.iter().any(|(right, may)| right.is_vital && *may);
+    let here: Vec<_> = operators.iter().filter(|(_, known)| looks_after(known)).collect();
+    if here.is_empty() {
+        let all: Vec<_> = operators.keys().map(String::as_str).collect();
+        let message = format!("no operator has rights in namespace {}; there are {}", facts.namespace, all.join(", "));
+        return vec![finding(Level::Warning, message)];
+    }
     let judge = |(account, known): (&String, &Vec<(Right, bool)>)| {
         let missing: Vec<_> = known.iter().filter(|(_, may)| !may).collect();
         if missing.is_empty() {
@@ -208,5 +216,5 @@ fn operator_rights(facts: &Facts) -> Vec<Finding> {
         let message = format!("{account} may not {what} in namespace {}: grant it", facts.namespace);
         finding(level(&missing), message)
     };
-    operators.iter().map(judge).collect()
+    here.into_iter().map(judge).collect()
 }

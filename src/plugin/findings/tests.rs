@@ -165,11 +165,16 @@ fn missing_rights_are_named() {
     let status =
         "rights-status: warning: you may not watch pods: have it granted to see how drains stand in namespace shop";
     check(little, &[status]);
-    let operator = |facts: &mut Facts| {
-        let rights = vec![(right(Purpose::Operate, true, "list"), false)];
-        facts.operators = Ok(BTreeMap::from([("op".to_owned(), rights)]));
+    let elsewhere = vec![(right(Purpose::Operate, true, "list"), false)];
+    let half = [elsewhere.clone(), vec![(right(Purpose::Operate, true, "watch"), true)]].concat();
+    let operators = |all: &[(&str, &Vec<(Right, bool)>)]| {
+        let all: BTreeMap<_, _> = all.iter().map(|(name, rights)| ((*name).to_owned(), (*rights).clone())).collect();
+        move |facts: &mut Facts| facts.operators = Ok(all)
     };
-    check(operator, &["rights-operator: Unauthorised: op may not list pods in namespace shop: grant it"]);
+    let lacks = "rights-operator: Unauthorised: op may not list pods in namespace shop: grant it";
+    check(operators(&[("op", &half), ("other", &elsewhere)]), &[lacks]);
+    let none = "rights-operator: warning: no operator has rights in namespace shop; there are other";
+    check(operators(&[("other", &elsewhere)]), &[none]);
     let nobody = "rights-operator: skipped: no ServiceAccount has the label \
                   app.kubernetes.io/name=capturedrain-operator";
     check(|facts| facts.operators = Ok(BTreeMap::new()), &[nobody]);
