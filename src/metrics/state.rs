@@ -301,7 +301,8 @@ mod tests {
             let (names, kind) = (cells.next().unwrap(), cells.next().unwrap());
             names.split(", ").map(move |name| (name.trim_matches('`'), kind))
         });
-        let documented: BTreeMap<_, _> = documented.collect();
+        // An operator's are its own.
+        let documented: BTreeMap<_, _> = documented.filter(|(name, _)| !name.starts_with("operator_")).collect();
         assert_eq!(kinds.collect::<BTreeMap<_, _>>(), documented);
     }
 
