@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a measurement that cannot go on has failed")]
 
 mod drains;
+#[path = "../../tests/simulation/identity.rs"]
+mod identity;
 #[path = "../report.rs"]
 #[allow(dead_code, reason = "shared with other benchmarks")]
 mod report;

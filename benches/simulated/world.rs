@@ -7,15 +7,17 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use capturedrain_core::{
     model::{
         Answer, CaptureId, ChangefeedConfig, ChangefeedEpoch, ChangefeedId, CommitTs, Envelope, Incarnation, Instant,
-        KeyName, NodeEpoch, Now, Options, PROTOCOL, Refusal, Registration, Request, RequestId, Snapshot, Span,
-        UnixMillis, VALUE_VERSION, decode,
+        KeyName, Now, Options, Refusal, Request, RequestId, Snapshot, Span, UnixMillis, decode,
     },
     process::{Effect, Event, Process},
     store::{Model, Revision},
     work::{WorkEvent, WorkOrder},
 };
 
-use crate::size::{Cost, cpu};
+use crate::{
+    identity::identity,
+    size::{Cost, cpu},
+};
 
 /// How much of what comes together a process takes at once, as its driver does.
 const STEP_MAX_WEIGHT: usize = 1024;
@@ -118,18 +120,7 @@ impl World {
     pub(crate) fn join(&mut self) {
         let who = self.procs.len();
         let id = CaptureId::new(format!("c{who}")).unwrap();
-        let identity = Registration {
-            version: VALUE_VERSION,
-            id: id.clone(),
-            node_epoch: NodeEpoch(0),
-            advertise_addr: Arc::from(id.as_str()),
-            pod_name: None,
-            pod_uid: None,
-            protocol: PROTOCOL,
-            binary_version: Arc::from("simulated"),
-            labels: BTreeMap::new(),
-            unknown: BTreeMap::new(),
-        };
+        let identity = identity(&id);
         self.procs.push(Proc { id, process: Process::new(identity, self.options.clone()), watched: None });
         self.at(Duration::ZERO, who, Happening::Tell(Event::Wake));
     }

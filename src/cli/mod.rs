@@ -6,6 +6,7 @@ mod completions;
 mod demo;
 mod drain;
 mod exit;
+mod kubeconfig;
 mod kubectl;
 mod operator;
 mod pace;

@@ -1,15 +1,17 @@
 //! `capturedrain operator`
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
-use kube::{
-    Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
-};
+use kube::Client;
 
 use super::{
     exit::{Exit, Failure},
+    kubeconfig::config,
     signals::Signals,
     value,
 };
@@ -55,20 +57,6 @@ pub(super) struct OperatorArgs {
     identity: Option<String>,
 }
 
-async fn config(args: &OperatorArgs) -> Result<Config, Failure> {
-    let environment = Failure::environment;
-    match &args.kubeconfig {
-        None => {
-            Config::infer().await.map_err(|error| environment(format!("no way to a Kubernetes API server: {error}")))
-        }
-        Some(path) => {
-            let failed = |error| environment(format!("kubeconfig {} is no good: {error}", path.display()));
-            let read = Kubeconfig::read_from(path).map_err(failed)?;
-            Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await.map_err(failed)
-        }
-    }
-}
-
 fn random_name() -> Result<String, Failure> {
     let mut bytes = [0; 4];
     getrandom::fill(&mut bytes).map_err(|error| Failure::environment(format!("no randomness: {error}")))?;
@@ -79,7 +67,12 @@ pub(super) async fn run(args: OperatorArgs) -> Result<Exit, Failure> {
     if args.lease_duration < LEASE_MIN {
         return Err(Failure::usage(format!("--lease-duration has to be at least {} s", LEASE_MIN.as_secs())));
     }
-    let config = config(&args).await?;
+    let path = args.kubeconfig.as_deref();
+    let failed = |error| {
+        let path = path.unwrap_or(Path::new("")).display();
+        Failure::environment(format!("kubeconfig {path} is no good: {error}"))
+    };
+    let config = config(path, None, failed).await?;
     let namespace = args.lease_namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     let client = Client::try_from(config).map_err(|error| Failure::environment(format!("the API server: {error}")))?;
     let operator = OperatorConfig {

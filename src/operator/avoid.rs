@@ -69,22 +69,12 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test")]
 
     use super::*;
-    use crate::view::CaptureView;
+    use crate::{operator::tests, view::CaptureView};
 
+    /// In the pod of its name and UID.
     fn capture(id: &str) -> CaptureView {
-        CaptureView {
-            id: id.to_owned(),
-            node_epoch: "1".to_owned(),
-            address: "h:1".to_owned(),
-            pod_name: Some(id.to_owned()),
-            pod_uid: Some(id.to_owned()),
-            version: "1".to_owned(),
-            liveness: "Alive".to_owned(),
-            is_coordinator: false,
-            heard: true,
-            maintainer_count: None,
-            dispatcher_count: None,
-        }
+        let own = || Some(id.to_owned());
+        CaptureView { pod_name: own(), pod_uid: own(), ..tests::capture(id, "1") }
     }
 
     fn place(node: &str, revision: &str, second: i64) -> Place {

@@ -20,14 +20,7 @@ pub mod status;
 mod tests;
 pub mod validate;
 
-use self::{
-    apply::apply,
-    backend::Backend,
-    observe::{Observed, Surroundings},
-    plan::plan,
-    status::status,
-    validate::validate,
-};
+use self::{apply::apply, backend::Backend, observe::Observed, plan::plan, status::status, validate::validate};
 use crate::resource::CaptureDrain;
 
 /// The annotation that says when somebody last tried to evict the pod, RFC 3339.
@@ -36,7 +29,7 @@ pub const ATTEMPTED_AT: &str = "capturedrain.io/eviction-attempted-at";
 /// One round without Kubernetes: what came of it is in the status.
 pub async fn reconcile(backend: &dyn Backend, drain: &mut CaptureDrain) {
     let cluster = backend.look().await;
-    let observed = Observed { now: jiff::Timestamp::now(), cluster, around: Surroundings::default() };
+    let observed = Observed::now(cluster);
     let aim = validate(drain, &observed);
     let plan = plan(drain, &aim, &observed);
     let outcome = apply(backend, &plan.action).await;

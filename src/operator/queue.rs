@@ -51,8 +51,7 @@ fn is_live(drain: &CaptureDrain, cluster: &Cluster) -> bool {
 }
 
 fn is_target(drain: &CaptureDrain, capture: &CaptureView) -> bool {
-    let target = &drain.spec.target;
-    target.capture_id.as_ref() == Some(&capture.id) || target.pod_name.is_some() && target.pod_name == capture.pod_name
+    drain.spec.target.names(&capture.id, capture.pod_name.as_deref())
 }
 
 fn has_begun(drain: &CaptureDrain) -> bool {
@@ -96,8 +95,8 @@ mod tests {
 
     use super::*;
     use crate::{
+        operator::tests::capture,
         resource::{CaptureDrainStatus, Conditions, FINISHED, parse},
-        view::CaptureView,
     };
 
     fn second(second: i64) -> Timestamp {
@@ -127,17 +126,10 @@ mod tests {
 
     fn cluster(captures: &[(&str, &str, bool)]) -> Cluster {
         let capture = |(pod, uid, is_coordinator): &(&str, &str, bool)| CaptureView {
-            id: (*pod).to_owned(),
-            node_epoch: "1".to_owned(),
-            address: "h:1".to_owned(),
             pod_name: Some((*pod).to_owned()),
             pod_uid: Some((*uid).to_owned()),
-            version: "1".to_owned(),
-            liveness: "Alive".to_owned(),
             is_coordinator: *is_coordinator,
-            heard: true,
-            maintainer_count: None,
-            dispatcher_count: None,
+            ..capture(pod, "1")
         };
         Cluster { captures: captures.iter().map(capture).collect(), ..Cluster::default() }
     }

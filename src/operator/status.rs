@@ -44,14 +44,12 @@ pub fn status(
     outcome: &Outcome,
     observed: &Observed,
 ) -> CaptureDrainStatus {
-    let before = drain.status.clone().unwrap_or_default();
-    let generation = drain.metadata.generation;
-    let conditions = Conditions::new(&before.conditions, generation, observed.now);
-    let after = CaptureDrainStatus { observed_generation: generation, ..before };
+    let after = kept(drain, observed.now);
     if plan.stage == Stage::Finished {
-        return CaptureDrainStatus { conditions: conditions.into_inner(), ..after };
+        return after;
     }
     let (spec, now) = (&drain.spec, observed.now);
+    let conditions = Conditions::new(&after.conditions, drain.metadata.generation, now);
     let cluster = observed.cluster.as_ref().ok();
     let mut round = Round { spec, cluster, blocked_before: after.blocked_by.clone(), after, conditions, now };
     round.see(aim);
@@ -61,6 +59,14 @@ pub fn status(
     }
     round.after.conditions = round.conditions.into_inner();
     round.after
+}
+
+/// The status as it was, speaking of the present generation.
+pub fn kept(drain: &CaptureDrain, now: Timestamp) -> CaptureDrainStatus {
+    let before = drain.status.clone().unwrap_or_default();
+    let generation = drain.metadata.generation;
+    let conditions = Conditions::new(&before.conditions, generation, now).into_inner();
+    CaptureDrainStatus { observed_generation: generation, conditions, ..before }
 }
 
 enum Verdict {

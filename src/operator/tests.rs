@@ -25,7 +25,8 @@ fn drain(target: &str) -> CaptureDrain {
     parse(&text, "test").unwrap().remove(0)
 }
 
-fn capture(id: &str, node_epoch: &str) -> CaptureView {
+/// A capture that is well; `a` coordinates.
+pub(super) fn capture(id: &str, node_epoch: &str) -> CaptureView {
     CaptureView {
         id: id.to_owned(),
         node_epoch: node_epoch.to_owned(),

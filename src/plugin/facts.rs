@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures::future;
 use jiff::Timestamp;
 use k8s_openapi::{
-    ByteString,
     api::{
         authorization::v1::{
             ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec, SubjectAccessReview,
@@ -26,15 +25,15 @@ use kube::{
 
 use super::{
     Trouble,
-    scene::{api, behind, captures, list, slices},
+    scene::{behind, captures, list},
 };
 use crate::{
     operator::{
-        controller::{CA, CERTIFICATE, ClusterKey, KEY},
+        controller::{ClusterKey, Data, namespaced as api, pem, slices},
         observe::Unseen,
     },
-    resource::CaptureDrain,
-    tls::{Current, Pem},
+    resource::{CaptureDrain, ClusterKind, ClusterRef},
+    tls::Current,
     view::CaptureView,
 };
 
@@ -102,7 +101,7 @@ pub struct SecretFacts {
     /// Its name.
     pub name: String,
     /// What is in it; `None` when there is none.
-    pub data: Result<Option<BTreeMap<String, ByteString>>, Trouble>,
+    pub data: Result<Option<Data>, Trouble>,
     /// Why it cannot be used, when it cannot.
     pub complaint: Option<String>,
 }
@@ -294,20 +293,24 @@ async fn services(client: &Client, wanted: &Wanted) -> Vec<ServiceFacts> {
     let drains = list(&api::<CaptureDrain>(client, Some(namespace)), "CaptureDrains").await.unwrap_or_default();
     let mut keys: BTreeSet<_> = drains.iter().map(ClusterKey::of).collect();
     if let Some(service) = &wanted.service {
-        keys.retain(|key| key.service == *service);
+        keys.retain(|key| key.cluster.service_name == *service);
         if keys.is_empty() || wanted.tls_secret.is_some() {
-            let tls_secret = wanted.tls_secret.clone();
-            let (namespace, service) = (namespace.clone(), service.clone());
-            let key = ClusterKey { namespace, service, is_ticdc: false, tls_secret, user_secret: None };
-            keys = BTreeSet::from([key]);
+            let cluster = ClusterRef {
+                service_name: service.clone(),
+                kind: ClusterKind::CaptureDrain,
+                tls_secret_name: wanted.tls_secret.clone(),
+                user_secret_name: None,
+            };
+            keys = BTreeSet::from([ClusterKey { namespace: namespace.clone(), cluster }]);
         }
     }
     future::join_all(keys.iter().map(|key| service(client, key))).await
 }
 
 async fn service(client: &Client, key: &ClusterKey) -> ServiceFacts {
-    let what = format!("Service {}", key.service);
-    let service = api::<Service>(client, Some(&key.namespace)).get_opt(&key.service).await;
+    let name = key.cluster.service_name.clone();
+    let what = format!("Service {name}");
+    let service = api::<Service>(client, Some(&key.namespace)).get_opt(&name).await;
     let service = service.map_err(Trouble::reading(&what));
     let slices = slices(client, key).await.map_err(Trouble::reading(&format!("EndpointSlices of {what}")));
     let (captures, secret) = future::join(captures(client, key), secret(client, key)).await;
@@ -317,18 +320,15 @@ async fn service(client: &Client, key: &ClusterKey) -> ServiceFacts {
         names.extend(captures.iter().flatten().filter_map(|capture| capture.pod_name.clone()));
         pods.into_iter().filter(|pod| names.contains(&pod.name_any())).collect()
     });
-    ServiceFacts { name: key.service.clone(), service, slices, secret, captures, pods }
+    ServiceFacts { name, service, slices, secret, captures, pods }
 }
 
 async fn secret(client: &Client, key: &ClusterKey) -> Option<SecretFacts> {
-    let name = key.tls_secret.clone()?;
+    let name = key.cluster.tls_secret_name.clone()?;
     let found = api::<Secret>(client, Some(&key.namespace)).get_opt(&name).await;
     let data = found.map_err(Trouble::reading(&format!("Secret {name}")));
     let data = data.map(|found| found.map(|secret| secret.data.unwrap_or_default()));
-    let complaint = data.as_ref().ok().and_then(Option::as_ref).and_then(|data| {
-        let pem = |at: &str| data.get(at).map(|bytes| bytes.0.clone());
-        let pem = Pem { ca: pem(CA), identity: pem(CERTIFICATE).zip(pem(KEY)) };
-        Current::of_pem(&name, pem).err().map(|error| error.to_string())
-    });
+    let found = data.as_ref().ok().and_then(Option::as_ref);
+    let complaint = found.and_then(|data| Current::of_pem(&name, pem(data)).err().map(|error| error.to_string()));
     Some(SecretFacts { name, data, complaint })
 }

@@ -247,10 +247,7 @@ fn waits(capture: &CaptureRow, drains: &[&CaptureDrain], pods: &[PodScene]) -> S
     if pod_of(capture, pods).is_some_and(|pod| pod.is_deleting) {
         return format!("waits for {id}, whose pod is being deleted");
     }
-    let is_of = |drain: &&&CaptureDrain| {
-        let target = &drain.spec.target;
-        target.capture_id.as_ref() == Some(id) || target.pod_name.is_some() && target.pod_name == capture.pod
-    };
+    let is_of = |drain: &&&CaptureDrain| drain.spec.target.names(id, capture.pod.as_deref());
     let mut own: Vec<_> = drains.iter().filter(is_of).filter(|drain| !is_finished(drain)).collect();
     // The one that has begun speaks for those that have not.
     own.sort_by_key(|drain| status(drain).epoch.is_none());

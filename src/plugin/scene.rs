@@ -11,12 +11,9 @@ use futures::{
     stream::{self, BoxStream},
 };
 use jiff::Timestamp;
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{
-        core::v1::{Node, Pod, Service},
-        discovery::v1::EndpointSlice,
-    },
+use k8s_openapi::api::{
+    core::v1::{Node, Pod, Service},
+    discovery::v1::EndpointSlice,
 };
 use kube::{
     Api, Client, Resource, ResourceExt as _,
@@ -30,10 +27,10 @@ use tokio::time;
 use super::Trouble;
 use crate::{
     operator::{
-        controller::{ClusterKey, SERVICE_LABEL, connect},
+        controller::{ClusterKey, connect, namespaced as api, slices},
         observe::Unseen,
     },
-    resource::CaptureDrain,
+    resource::{CaptureDrain, ClusterKind},
     view::CaptureView,
 };
 
@@ -128,13 +125,6 @@ where
     events.filter_map(|touched| future::ready(touched.ok().map(drop))).boxed()
 }
 
-pub(super) fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
-{
-    namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
-}
-
 pub(super) async fn list<K>(api: &Api<K>, what: &str) -> Result<Vec<K>, Trouble>
 where
     K: Clone + DeserializeOwned + Debug,
@@ -144,7 +134,7 @@ where
 
 /// What the captures of a cluster say, when they can be reached from here.
 pub(super) async fn captures(client: &Client, key: &ClusterKey) -> Result<Vec<CaptureView>, Unseen> {
-    if key.is_ticdc {
+    if key.cluster.kind == ClusterKind::TiCdc {
         return Err(Unseen::Unsupported("it is TiCDC's".to_owned()));
     }
     let asked = async { Ok(connect(client, key).await?.status().await?.captures) };
@@ -154,18 +144,13 @@ pub(super) async fn captures(client: &Client, key: &ClusterKey) -> Result<Vec<Ca
 }
 
 async fn cluster(client: &Client, key: &ClusterKey, pods: &[Pod]) -> ClusterScene {
-    let (namespace, service) = (key.namespace.clone(), key.service.clone());
+    let (namespace, service) = (key.namespace.clone(), key.cluster.service_name.clone());
     let services = api::<Service>(client, Some(&namespace));
     let (found, slices, captures) =
         future::join3(services.get_opt(&service), slices(client, key), captures(client, key)).await;
     // What is not known here only leaves pods out.
     let behind = behind(found.ok().flatten().as_ref(), &slices.unwrap_or_default(), pods, &namespace);
     ClusterScene { namespace, service, captures, behind }
-}
-
-pub(super) async fn slices(client: &Client, key: &ClusterKey) -> Result<Vec<EndpointSlice>, kube::Error> {
-    let of_service = ListParams::default().labels(&format!("{SERVICE_LABEL}={}", key.service));
-    Ok(api::<EndpointSlice>(client, Some(&key.namespace)).list(&of_service).await?.items)
 }
 
 /// The pods that a Service selects, or that its endpoints name.

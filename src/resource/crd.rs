@@ -85,7 +85,7 @@ pub struct CaptureDrainSpec {
 }
 
 /// How to reach the cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClusterRef {
     /// A Service of the same namespace, with the cluster's captures behind it. Its port is the one that is called
@@ -113,7 +113,7 @@ pub struct ClusterRef {
 const SUBDOMAIN: &str = "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')";
 
 /// What answers at a cluster's Service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema)]
 pub enum ClusterKind {
     /// This project's coordinator.
     #[default]
@@ -142,6 +142,13 @@ pub struct Target {
     #[schemars(length(max = 128))]
     #[x_kube(validation = Rule::new("self != ''").message(rules::POD_UID))]
     pub pod_uid: Option<String>,
+}
+
+impl Target {
+    /// Whether a capture is meant, by its name or by that of its pod.
+    pub fn names(&self, capture: &str, pod: Option<&str>) -> bool {
+        self.capture_id.as_deref() == Some(capture) || self.pod_name.is_some() && self.pod_name.as_deref() == pod
+    }
 }
 
 /// What follows when a limit is met.

@@ -1,6 +1,9 @@
 //! What the tests of the operator look after: three captures in pods of a namespace, behind a Service. There is no kubelet:
 //! a pod is an object, and its capture a process that is told the pod's name and UID.
 
+#[path = "../support/wait.rs"]
+mod wait;
+
 use std::{collections::BTreeMap, net::TcpListener, path::Path, process::Stdio, time::Duration};
 
 use k8s_openapi::api::core::v1::Pod;
@@ -26,16 +29,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 const SERVICE: &str = "cdc";
 
 /// Asks again and again until there is an answer.
-pub(crate) async fn wait_for<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    let asking = async {
-        loop {
-            if let Some(answer) = ask().await {
-                return answer;
-            }
-            time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
+pub(crate) async fn wait_for<T>(what: &str, ask: impl AsyncFnMut() -> Option<T>) -> T {
+    wait::wait_for(PATIENCE, what, ask).await
 }
 
 fn free_port(host: &str) -> u16 {

@@ -13,6 +13,7 @@
 
 mod datapath;
 mod faults;
+mod identity;
 mod measured;
 mod mutants;
 mod readable;

@@ -1,29 +1,18 @@
 //! Captures of releases that have no protocol version in common.
 
-use std::{collections::BTreeMap, sync::Arc};
-
 use capturedrain_core::{
     model::{
         Body, CaptureId, Command, Envelope, Incarnation, KeyName, NodeEpoch, Now, Options, PROTOCOL, ProtocolRange,
-        Registration, Term, VALUE_VERSION, encode,
+        Registration, Term, encode,
     },
     process::{Effect, Event, Process},
     store::{LeaseId, Model, Op, Txn},
 };
 
+use crate::identity::identity;
+
 fn registration(id: &str, node_epoch: u64, protocol: ProtocolRange) -> Registration {
-    Registration {
-        version: VALUE_VERSION,
-        id: CaptureId::new(id).unwrap(),
-        node_epoch: NodeEpoch(node_epoch),
-        advertise_addr: Arc::from(id),
-        pod_name: None,
-        pod_uid: None,
-        protocol,
-        binary_version: Arc::from("simulated"),
-        labels: BTreeMap::new(),
-        unknown: BTreeMap::new(),
-    }
+    Registration { node_epoch: NodeEpoch(node_epoch), protocol, ..identity(&CaptureId::new(id).unwrap()) }
 }
 
 /// Whether a capture answers a heartbeat of another that registered after it.

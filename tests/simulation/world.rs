@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt::Write as _,
-    sync::Arc,
     time::Duration,
 };
 
@@ -11,8 +10,8 @@ use capturedrain_core::{
     measure::Measurement,
     model::{
         Answer, Body, Candidacy, CaptureId, ChangefeedEpoch, ChangefeedId, Command, DispatcherFate, DrainEpoch,
-        Envelope, Incarnation, Instant, KeyName, Liveness, NodeEpoch, Now, Options, Order, PROTOCOL, Refusal,
-        Registration, Request, RequestId, Status, UnixMillis, VALUE_VERSION, decode,
+        Envelope, Incarnation, Instant, KeyName, Liveness, Now, Options, Order, Refusal, Request, RequestId, Status,
+        UnixMillis, decode,
     },
     mutant::{Mutant, Mutants},
     process::{Effect, Event, Lane, Process},
@@ -27,6 +26,7 @@ use rand_chacha::{
 use crate::{
     datapath::{DataPath, TABLES, lifetimes, table},
     faults::Faults,
+    identity::identity,
     truth::{self, Truth},
 };
 
@@ -200,18 +200,7 @@ impl World {
     /// Starts a process that does not run.
     pub(crate) fn start(&mut self, who: usize) {
         let id = self.procs[who].id.clone();
-        let identity = Registration {
-            version: VALUE_VERSION,
-            id: id.clone(),
-            node_epoch: NodeEpoch(0),
-            advertise_addr: Arc::from(id.as_str()),
-            pod_name: None,
-            pod_uid: None,
-            protocol: PROTOCOL,
-            binary_version: Arc::from("simulated"),
-            labels: BTreeMap::new(),
-            unknown: BTreeMap::new(),
-        };
+        let identity = identity(&id);
         let mutants = self.mutant.map(Mutants::only).unwrap_or_default();
         let proc = &mut self.procs[who];
         proc.process = Some(Process::with_mutants(identity, self.options.clone(), mutants));

@@ -1,8 +1,10 @@
 //! Captures as real processes, and the command line as a person would use it.
 
+#[path = "wait.rs"]
+mod wait;
+
 use std::{
     collections::BTreeMap,
-    future::Future,
     net::TcpListener,
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -17,25 +19,10 @@ use tokio::{
     time,
 };
 
+pub(crate) use wait::wait_for;
+
 const BINARY: &str = env!("CARGO_BIN_EXE_capturedrain");
 const PATIENCE: Duration = Duration::from_mins(1);
-
-/// Asks again and again until there is an answer.
-pub(crate) async fn wait_for<T, F: Future<Output = Option<T>>>(
-    limit: Duration,
-    what: &str,
-    mut ask: impl FnMut() -> F,
-) -> T {
-    let asking = async {
-        loop {
-            if let Some(answer) = ask().await {
-                return answer;
-            }
-            time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    time::timeout(limit, asking).await.unwrap_or_else(|_| panic!("waited {limit:?} for {what}"))
-}
 
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()

@@ -6,14 +6,12 @@ mod status;
 use std::{ffi::OsStr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use kube::{
-    Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
-};
+use kube::Client;
 
 use super::{
     Printing, block_on,
     exit::{Exit, Failure},
+    kubeconfig::config,
 };
 use crate::plugin::Trouble;
 
@@ -102,26 +100,12 @@ pub(super) struct Way {
 impl Way {
     /// A client, and the namespace that is meant.
     async fn open(&self) -> Result<(Client, String), Failure> {
-        let mut config = self.config().await?;
+        let failed = |error| Failure::environment(format!("the kubeconfig is no good: {error}"));
+        let mut config = config(self.kubeconfig.as_deref(), self.context.clone(), failed).await?;
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         let namespace = self.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let client = Client::try_from(config).map_err(|error| Failure::environment(format!("kubeconfig: {error}")))?;
         Ok((client, namespace))
-    }
-
-    async fn config(&self) -> Result<Config, Failure> {
-        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
-        let failed = |error| Failure::environment(format!("the kubeconfig is no good: {error}"));
-        match (&self.kubeconfig, &self.context) {
-            (Some(path), _) => {
-                let read = Kubeconfig::read_from(path).map_err(failed)?;
-                Config::from_custom_kubeconfig(read, &options).await.map_err(failed)
-            }
-            (None, Some(_)) => Config::from_kubeconfig(&options).await.map_err(failed),
-            (None, None) => Config::infer()
-                .await
-                .map_err(|error| Failure::environment(format!("no way to a Kubernetes API server: {error}"))),
-        }
     }
 }
 

@@ -76,7 +76,7 @@ impl Caches {
     pub(super) fn start(client: &Client, namespace: Option<&str>) -> Self {
         let complaints = Complaints::default();
         let changes = broadcast::channel(BUFFER).0;
-        // Nobody may be there to hear of a change, so sending may fail.
+        // Nobody may be there to hear of a change, so that sending may fail.
         let (drains, writer) = reflector::store();
         let told = changes.clone();
         let api = namespaced::<CaptureDrain>(client, namespace);
@@ -99,9 +99,9 @@ impl Caches {
         });
         let (nodes, writer) = reflector::store();
         let told = changes.clone();
-        let seen = Mutex::new(BTreeMap::new());
+        let mut seen = BTreeMap::new();
         keep(Api::<Node>::all(client.clone()), writer, NODES, &complaints, slim_node, move |node| {
-            if is_news(&seen, node) {
+            if is_news(&mut seen, node) {
                 let _ = told.send(Change::Node);
             }
         });
@@ -134,17 +134,14 @@ impl Caches {
     }
 
     /// Waits until drains and pods are known. Nodes are for preferences only, so nothing waits for them.
-    pub(super) async fn ready(&self) {
-        // The writers live as long as the process.
-        let _ = self.drains.wait_until_ready().await;
-        let _ = self.pods.wait_until_ready().await;
+    /// `false` when a watch has ended before, which only a bug can bring about.
+    pub(super) async fn ready(&self) -> bool {
+        self.drains.wait_until_ready().await.is_ok() && self.pods.wait_until_ready().await.is_ok()
     }
 
     /// Whether what is waited for was listed.
     pub(super) fn is_ready(&self) -> bool {
-        let is_listed = |ready: Option<bool>| ready == Some(true);
-        is_listed(self.drains.wait_until_ready().now_or_never().map(|ready| ready.is_ok()))
-            && is_listed(self.pods.wait_until_ready().now_or_never().map(|ready| ready.is_ok()))
+        self.ready().now_or_never() == Some(true)
     }
 
     /// What is not known at the moment, and why.
@@ -198,7 +195,8 @@ pub(super) fn unfinished(
     found.iter().map(|drain| ObjectRef::from_obj(&**drain)).collect()
 }
 
-fn namespaced<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+/// The objects of a namespace, or of all.
+pub(crate) fn namespaced<K>(client: &Client, namespace: Option<&str>) -> Api<K>
 where
     K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
 {
@@ -212,7 +210,7 @@ fn keep<K>(
     what: &'static str,
     complaints: &Complaints,
     slim: impl Fn(&mut K) + Send + 'static,
-    tell: impl Fn(&K) + Send + 'static,
+    mut tell: impl FnMut(&K) + Send + 'static,
 ) where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
@@ -283,7 +281,7 @@ fn slim_node(node: &mut Node) {
 }
 
 /// Whether a node has changed in what is looked at: its kubelet touches it all the time.
-fn is_news(seen: &Mutex<BTreeMap<String, u64>>, node: &Node) -> bool {
+fn is_news(seen: &mut BTreeMap<String, u64>, node: &Node) -> bool {
     let mut hasher = DefaultHasher::new();
     let spec = node.spec.as_ref();
     spec.and_then(|spec| spec.unschedulable).hash(&mut hasher);
@@ -291,5 +289,5 @@ fn is_news(seen: &Mutex<BTreeMap<String, u64>>, node: &Node) -> bool {
         (&taint.key, &taint.value, &taint.effect).hash(&mut hasher);
     }
     let now = hasher.finish();
-    seen.lock().unwrap_or_else(PoisonError::into_inner).insert(node.name_any(), now) != Some(now)
+    seen.insert(node.name_any(), now) != Some(now)
 }

@@ -35,27 +35,19 @@ const PACE: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ClusterKey {
     pub(crate) namespace: String,
-    pub(crate) service: String,
-    pub(crate) is_ticdc: bool,
-    pub(crate) tls_secret: Option<String>,
-    pub(crate) user_secret: Option<String>,
+    pub(crate) cluster: ClusterRef,
 }
 
 impl ClusterKey {
     pub(crate) fn of(drain: &CaptureDrain) -> Self {
-        let ClusterRef { service_name, kind, tls_secret_name, user_secret_name } = drain.spec.cluster_ref.clone();
-        Self {
-            namespace: drain.metadata.namespace.clone().unwrap_or_default(),
-            service: service_name,
-            is_ticdc: kind == crate::resource::ClusterKind::TiCdc,
-            tls_secret: tls_secret_name,
-            user_secret: user_secret_name,
-        }
+        let namespace = drain.metadata.namespace.clone().unwrap_or_default();
+        Self { namespace, cluster: drain.spec.cluster_ref.clone() }
     }
 
     /// Whether a drain is of this cluster.
     pub(super) fn is_of(&self, drain: &CaptureDrain) -> bool {
-        Self::of(drain) == *self
+        let namespace = drain.metadata.namespace.as_deref().unwrap_or_default();
+        namespace == self.namespace && drain.spec.cluster_ref == self.cluster
     }
 }
 

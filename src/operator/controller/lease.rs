@@ -5,11 +5,7 @@ use std::time::Duration;
 
 use kube::Client;
 use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError};
-use tokio::{
-    sync::watch,
-    task::JoinHandle,
-    time::{self},
-};
+use tokio::{sync::watch, task::JoinHandle, time};
 
 use super::OperatorConfig;
 

@@ -30,8 +30,9 @@ use self::{cache::Caches, clusters::Clusters, metrics::Metrics, reconcile::Conte
 use crate::resource::CaptureDrain;
 
 pub(crate) use self::{
+    cache::namespaced,
     clusters::ClusterKey,
-    resolve::{CA, CERTIFICATE, KEY, SERVICE_LABEL, addresses, connect},
+    resolve::{CA, CERTIFICATE, Data, KEY, addresses, connect, pem, slices},
 };
 
 /// Who writes, as Kubernetes is told.
@@ -137,7 +138,7 @@ async fn lead(
     let drains = caches.drains.clone();
     let of_cluster = news.flat_map(move |key| stream::iter(cache::unfinished(&drains, |drain| key.is_of(drain))));
     let everything = caches.clone();
-    let ready = async move { everything.ready().await }.into_stream();
+    let ready = async move { everything.ready().await }.map(drop).into_stream();
     let concerned = caches.concerned();
     let controller = Controller::for_shared_stream(stream::pending(), caches.drains.clone())
         .with_config(Config::default().concurrency(CONCURRENCY))

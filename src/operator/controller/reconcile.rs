@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use kube::{Client, ResourceExt as _, runtime::controller::Action as Next, runtime::events::Recorder};
 
 use super::{
-    cache::{Caches, unfinished},
+    cache::Caches,
     clusters::{ClusterKey, Clusters, Known},
     error::Error,
     metrics::Metrics,
@@ -21,13 +21,12 @@ use crate::{
     operator::{
         apply::apply,
         avoid::avoid,
-        backend::Backend,
         due::{due, expires},
         event::{Note, notes},
         observe::{Cluster, Observed, PodSeen, Surroundings, Unseen},
         plan::{self, Action, Plan, Stage, plan},
         queue::ahead,
-        status::{Outcome, status},
+        status::{Outcome, kept, status},
         validate::validate,
     },
     resource::{CaptureDrain, CaptureDrainStatus, ClusterKind, is_finished},
@@ -39,16 +38,15 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// What all rounds share.
-#[derive(Clone)]
 pub(super) struct Context {
     client: Client,
     caches: Caches,
-    clusters: Arc<Clusters>,
+    clusters: Clusters,
     recorder: Recorder,
     metrics: Arc<Metrics>,
     let_go_after: Duration,
     /// What is remembered of each drain, by UID. None of it has to survive.
-    memory: Arc<Mutex<BTreeMap<String, Memory>>>,
+    memory: Mutex<BTreeMap<String, Memory>>,
 }
 
 /// What is remembered of a drain.
@@ -69,21 +67,24 @@ impl Context {
         metrics: Arc<Metrics>,
         let_go_after: Duration,
     ) -> Self {
-        let (clusters, memory) = (Arc::new(clusters), Arc::default());
-        Self { client, caches, clusters, recorder, metrics, let_go_after, memory }
+        Self { client, caches, clusters, recorder, metrics, let_go_after, memory: Mutex::default() }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, BTreeMap<String, Memory>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remember<R>(&self, drain: &CaptureDrain, change: impl FnOnce(&mut Memory) -> R) -> R {
-        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        change(memory.entry(drain.uid().unwrap_or_default()).or_default())
+        change(self.memory().entry(drain.uid().unwrap_or_default()).or_default())
     }
 
     /// Forgets a drain that is over, and the way to its cluster unless another needs it.
     fn forget(&self, drain: &CaptureDrain) {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner).remove(&drain.uid().unwrap_or_default());
-        self.clusters.keep(|key| {
-            !unfinished(&self.caches.drains, |other| other.uid() != drain.uid() && key.is_of(other)).is_empty()
-        });
+        self.memory().remove(&drain.uid().unwrap_or_default());
+        let needs = |key: &ClusterKey, other: &CaptureDrain| {
+            !is_finished(other) && other.uid() != drain.uid() && key.is_of(other)
+        };
+        self.clusters.keep(|key| self.caches.drains.find(|other| needs(key, other)).is_some());
     }
 
     /// Stage 1 with Kubernetes.
@@ -114,7 +115,7 @@ impl Context {
 fn target_of<'a>(drain: &'a CaptureDrain, cluster: &'a Cluster) -> Option<&'a str> {
     let target = &drain.spec.target;
     let accepted = drain.status.as_ref().and_then(|status| status.capture_id.as_deref());
-    let by_pod = || cluster.captures.iter().find(|at| target.pod_name.is_some() && at.pod_name == target.pod_name);
+    let by_pod = || cluster.captures.iter().find(|at| target.names(&at.id, at.pod_name.as_deref()));
     accepted.or(target.capture_id.as_deref()).or_else(|| by_pod().map(|found| found.id.as_str()))
 }
 
@@ -124,12 +125,12 @@ pub(super) async fn reconcile(drain: Arc<CaptureDrain>, context: Arc<Context>) -
     match &done {
         Ok(_) => {
             context.metrics.reconciled("done", "");
-            context.remember(&drain, |memory| memory.failures = 0);
+            // One that was forgotten in this round stays so.
+            if let Some(memory) = context.memory().get_mut(&drain.uid().unwrap_or_default()) {
+                memory.failures = 0;
+            }
         }
         Err(error) => context.metrics.reconciled("failed", error.category()),
-    }
-    if is_finished(&drain) {
-        context.forget(&drain);
     }
     done
 }
@@ -214,7 +215,7 @@ async fn carry_out(
             return Ok(None);
         }
     }
-    let Some(backend): Option<&Arc<dyn Backend>> = known.backend.as_ref() else { return Ok(None) };
+    let Some(backend) = &known.backend else { return Ok(None) };
     let outcome = apply(&**backend, &planned.action).await;
     Ok(Some(outcome))
 }
@@ -251,11 +252,7 @@ async fn finished(drain: &CaptureDrain, context: &Context, now: Timestamp) -> Re
     let is_lagging =
         drain.status.as_ref().is_some_and(|status| status.observed_generation != drain.metadata.generation);
     if is_lagging {
-        let nothing = Observed { now, cluster: Ok(Cluster::default()), around: Surroundings::default() };
-        let plan = Plan { action: Action::Nothing, stage: Stage::Finished };
-        let aim = validate(drain, &nothing);
-        let after = status(drain, &aim, &plan, &Outcome::Idle, &nothing);
-        write::status(&context.client, drain, &after).await?;
+        write::status(&context.client, drain, &kept(drain, now)).await?;
     }
     Ok(due(drain, now).map_or_else(Next::await_change, Next::requeue))
 }

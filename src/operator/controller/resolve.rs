@@ -15,11 +15,12 @@ use crate::{
         backend::{Backend, TiCdc, Timed},
         observe::Unseen,
     },
+    resource::ClusterKind,
     tls::{Current, Dialer, Pem},
 };
 
 /// The label of an `EndpointSlice` that names its Service.
-pub(crate) const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 /// What the port may be called, when there are several.
 const PORTS: [&str; 4] = ["capturedrain", "grpc", "ticdc", "http"];
 /// The keys of a TLS Secret.
@@ -34,10 +35,10 @@ pub(super) async fn resolve(
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<dyn Backend>, Unseen> {
     let durations = metrics.backend.clone();
-    if !key.is_ticdc {
-        return Ok(Arc::new(Timed::new(connect(client, key).await?, "CaptureDrain", durations)));
-    }
-    Ok(Arc::new(Timed::new(connect_ticdc(client, key).await?, "TiCDC", durations)))
+    Ok(match key.cluster.kind {
+        ClusterKind::CaptureDrain => Arc::new(Timed::new(connect(client, key).await?, "CaptureDrain", durations)),
+        ClusterKind::TiCdc => Arc::new(Timed::new(connect_ticdc(client, key).await?, "TiCDC", durations)),
+    })
 }
 
 /// A client of the captures behind the Service. They are dialled by their addresses, and prove the Service's name.
@@ -51,7 +52,7 @@ pub(crate) async fn connect(client: &Client, key: &ClusterKey) -> Result<client:
 async fn connect_ticdc(client: &Client, key: &ClusterKey) -> Result<TiCdc, Unseen> {
     let (servers, port) = servers(client, key).await?;
     let credentials = credentials_of(client, key).await?;
-    let login = match &key.user_secret {
+    let login = match &key.cluster.user_secret_name {
         Some(name) => Some(login(client, key, name).await?),
         None => None,
     };
@@ -61,11 +62,11 @@ async fn connect_ticdc(client: &Client, key: &ClusterKey) -> Result<TiCdc, Unsee
 }
 
 fn host(key: &ClusterKey) -> String {
-    format!("{}.{}.svc", key.service, key.namespace)
+    format!("{}.{}.svc", key.cluster.service_name, key.namespace)
 }
 
 async fn credentials_of(client: &Client, key: &ClusterKey) -> Result<Option<Current>, Unseen> {
-    match &key.tls_secret {
+    match &key.cluster.tls_secret_name {
         Some(name) => credentials(client, key, name).await.map(Some),
         None => Ok(None),
     }
@@ -86,23 +87,28 @@ fn unseen(what: &str, error: &kube::Error) -> Unseen {
 
 /// `host:port` of every pod behind the Service, ready ones first, and the Service's own port.
 async fn servers(client: &Client, key: &ClusterKey) -> Result<(Vec<String>, i32), Unseen> {
-    let (namespace, name) = (&key.namespace, &key.service);
+    let (namespace, name) = (&key.namespace, &key.cluster.service_name);
     let services = Api::<Service>::namespaced(client.clone(), namespace);
     let found = services.get_opt(name).await.map_err(|error| unseen(&format!("Service {namespace}/{name}"), &error))?;
     let none = || Unseen::Unreachable(format!("there is no Service {name} in namespace {namespace}"));
     let ports = found.ok_or_else(none)?.spec.and_then(|spec| spec.ports).unwrap_or_default();
     let ports: Vec<_> = ports.iter().map(|port| (port.name.as_deref(), port.port)).collect();
-    let slices = Api::<EndpointSlice>::namespaced(client.clone(), namespace);
-    let of_service = ListParams::default().labels(&format!("{SERVICE_LABEL}={name}"));
-    let slices = slices.list(&of_service).await;
+    let slices = slices(client, key).await;
     let slices = slices.map_err(|error| unseen(&format!("EndpointSlices of Service {namespace}/{name}"), &error))?;
-    let servers = addresses(&slices.items).map_err(|ports| {
+    let servers = addresses(&slices).map_err(|ports| {
         Unseen::Unreachable(format!("Service {name} has ports {ports}: name one of them capturedrain"))
     })?;
     if servers.is_empty() {
         return Err(Unseen::Unreachable(format!("no pod is behind Service {name} in namespace {namespace}")));
     }
     Ok((servers, the_port(&ports).unwrap_or_default()))
+}
+
+/// Who is behind the Service.
+pub(crate) async fn slices(client: &Client, key: &ClusterKey) -> Result<Vec<EndpointSlice>, kube::Error> {
+    let slices = Api::<EndpointSlice>::namespaced(client.clone(), &key.namespace);
+    let of_service = ListParams::default().labels(&format!("{SERVICE_LABEL}={}", key.cluster.service_name));
+    Ok(slices.list(&of_service).await?.items)
 }
 
 /// The port that is meant: one with a name that is known, or the only one.
@@ -141,16 +147,20 @@ pub(crate) fn addresses(slices: &[EndpointSlice]) -> Result<Vec<String>, String>
 async fn credentials(client: &Client, key: &ClusterKey, name: &str) -> Result<Current, Unseen> {
     let what = format!("Secret {}/{name}", key.namespace);
     let data = secret(client, key, name, &what).await?;
-    let pem = |at: &str| data.get(at).map(|bytes| bytes.0.clone());
-    let identity = match (pem(CERTIFICATE), pem(KEY)) {
-        (Some(certificate), Some(key)) => Some((certificate, key)),
-        (None, None) => None,
-        _ => return Err(Unseen::Unauthorized(format!("{what} has one of {CERTIFICATE} and {KEY} and not the other"))),
-    };
-    let Some(ca) = pem(CA) else {
-        return Err(Unseen::Unauthorized(format!("{what} has no {CA}: the CA of the cluster belongs there")));
-    };
-    Current::of_pem(&what, Pem { ca: Some(ca), identity }).map_err(|error| Unseen::Unauthorized(error.to_string()))
+    let useless = |why: String| Err(Unseen::Unauthorized(format!("{what} {why}")));
+    if data.contains_key(CERTIFICATE) != data.contains_key(KEY) {
+        return useless(format!("has one of {CERTIFICATE} and {KEY} and not the other"));
+    }
+    if !data.contains_key(CA) {
+        return useless(format!("has no {CA}: the CA of the cluster belongs there"));
+    }
+    Current::of_pem(&what, pem(&data)).map_err(|error| Unseen::Unauthorized(error.to_string()))
+}
+
+/// The credentials that the data of a Secret hold.
+pub(crate) fn pem(data: &Data) -> Pem {
+    let part = |at: &str| data.get(at).map(|bytes| bytes.0.clone());
+    Pem { ca: part(CA), identity: part(CERTIFICATE).zip(part(KEY)) }
 }
 
 /// User and password of a Secret of type `kubernetes.io/basic-auth`.
@@ -164,7 +174,8 @@ async fn login(client: &Client, key: &ClusterKey, name: &str) -> Result<(String,
     Ok((text("username")?, text("password")?))
 }
 
-type Data = BTreeMap<String, k8s_openapi::ByteString>;
+/// What a Secret holds.
+pub(crate) type Data = BTreeMap<String, k8s_openapi::ByteString>;
 
 async fn secret(client: &Client, key: &ClusterKey, name: &str, what: &str) -> Result<Data, Unseen> {
     let secrets = Api::<Secret>::namespaced(client.clone(), &key.namespace);
