@@ -67,13 +67,15 @@ pub(crate) struct Setup {
     pub(crate) controllers: bool,
     /// Have the CRD.
     pub(crate) crd: bool,
+    /// Have pods run: the API server reaches kubelets, and is reached from pods.
+    pub(crate) nodes: bool,
     /// More flags of kube-apiserver; a flag that is there already is replaced.
     pub(crate) flags: Vec<String>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { controllers: false, crd: true, flags: Vec::new() }
+        Self { controllers: false, crd: true, nodes: false, flags: Vec::new() }
     }
 }
 
@@ -163,13 +165,18 @@ impl ApiServer {
 
     /// A certificate of this cluster's CA and its key, PEM. It is good for servers on this host and for clients.
     pub(crate) fn sign(&self, name: &str, group: &str) -> (String, String) {
+        self.sign_for(name, group, SERVICE_ADDRESS)
+    }
+
+    /// The same for one that is at an address of its own.
+    pub(crate) fn sign_for(&self, name: &str, group: &str, address: &str) -> (String, String) {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
         if !group.is_empty() {
             params.distinguished_name.push(DnType::OrganizationName, group);
         }
-        let addresses = [Ipv4Addr::LOCALHOST, SERVICE_ADDRESS.parse().unwrap(), KUBERNETES_ADDRESS];
+        let addresses = [Ipv4Addr::LOCALHOST, address.parse().unwrap(), KUBERNETES_ADDRESS];
         let names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
         params.subject_alt_names = addresses.map(|address| SanType::IpAddress(address.into())).to_vec();
         params.subject_alt_names.extend(names.map(|name| SanType::DnsName(name.try_into().unwrap())));
@@ -215,6 +222,12 @@ impl ApiServer {
             ("profiling", "false".to_owned()),
         ];
         let mut flags: BTreeMap<_, _> = own.into_iter().map(|(flag, value)| (flag.to_owned(), value)).collect();
+        if self.setup.nodes {
+            let kubelets = self.certificate_files("kube-apiserver-kubelet", "system:masters");
+            let [certificate, key] = kubelets;
+            flags.insert("kubelet-client-certificate".to_owned(), certificate);
+            flags.insert("kubelet-client-key".to_owned(), key);
+        }
         for flag in &self.setup.flags {
             let (flag, value) = flag.trim_start_matches('-').split_once('=').unwrap_or((flag, "true"));
             flags.insert(flag.to_owned(), value.to_owned());
@@ -228,6 +241,7 @@ impl ApiServer {
             ("kubeconfig", kubeconfig.kubeconfig().display().to_string()),
             ("secure-port", "0".to_owned()),
             ("leader-elect", "false".to_owned()),
+            ("use-service-account-credentials", "true".to_owned()), // each controller has the rights that it needs
             ("root-ca-file", self.file("ca.pem")),
             ("service-account-private-key-file", self.file("tokens-key.pem")),
         ];
@@ -298,6 +312,13 @@ impl ApiServer {
     fn certificate(&self, name: &str, group: &str) -> Credential {
         let (certificate, key) = self.sign(name, group);
         Credential::Certificate(certificate, key)
+    }
+
+    /// A certificate and its key as files.
+    fn certificate_files(&self, name: &str, group: &str) -> [String; 2] {
+        let (certificate, key) = self.sign(name, group);
+        let write = |file: String, text: &str| self.folder.write(&file, text).display().to_string();
+        [write(format!("{name}.pem"), &certificate), write(format!("{name}-key.pem"), &key)]
     }
 
     fn access(&self, name: &str, credential: &Credential) -> Access {

@@ -1,0 +1,12 @@
+//! On real nodes: two kubelets, the project's own image, its own charts. `make e2e` runs it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+
+#[path = "../support/api_server.rs"]
+#[allow(dead_code, reason = "other targets use more of it")]
+mod api_server;
+mod image;
+mod nodes;
+mod story;
+#[path = "../support/wait.rs"]
+mod wait;
