@@ -8,8 +8,7 @@ use capturedrain_core::model::{
 };
 use serde::de::DeserializeOwned;
 
-/// One key's new value; `None`: it was deleted.
-pub(crate) type Write = (String, Option<Vec<u8>>);
+use crate::proof::Write;
 
 /// What stands in the store, and what stood there once.
 #[derive(Debug, Clone, Default)]

@@ -18,6 +18,7 @@ mod field;
 mod fleet;
 mod ledger;
 mod plan;
+#[path = "../support/proof.rs"]
 mod proof;
 mod story;
 mod watch;

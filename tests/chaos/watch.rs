@@ -17,7 +17,8 @@ use etcd_client::{Client, ConnectOptions, EventType, WatchOptions};
 use tokio::{sync::mpsc, task::JoinSet, time};
 
 use crate::{
-    ledger::{Ledger, Write},
+    ledger::Ledger,
+    proof::Write,
     wires::open_files,
 };
 

@@ -7,6 +7,12 @@
 mod api_server;
 mod image;
 mod nodes;
+#[path = "../support/proof.rs"]
+#[allow(dead_code, reason = "other targets use more of it")]
+mod proof;
+mod rollout;
+mod site;
 mod story;
+mod traffic;
 #[path = "../support/wait.rs"]
 mod wait;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
 use crate::{
     api_server::{
@@ -41,6 +42,16 @@ pub(crate) struct Nodes {
     _others: Vec<Process>,
     pub(crate) api: ApiServer,
     folder: Folder,
+}
+
+/// The one that all tests share, for the test that has it now.
+pub(crate) async fn shared() -> MutexGuard<'static, Nodes> {
+    static SHARED: OnceCell<Mutex<Nodes>> = OnceCell::const_new();
+    let nodes = SHARED.get_or_init(async || Mutex::new(Nodes::start().await)).await.lock().await;
+    for node in &nodes.nodes {
+        nodes.admin().kubectl(&["uncordon", node.name]).await.ok();
+    }
+    nodes
 }
 
 /// The cgroups of this run's nodes: the kernel keeps them by name, and runs may overlap.

@@ -14,6 +14,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A running etcd.
 pub(crate) struct Etcd {
     folder: Folder,
+    /// The address that it listens on.
+    host: &'static str,
     ports: (u16, u16),
     options: Vec<String>,
     process: Option<Process>,
@@ -21,8 +23,8 @@ pub(crate) struct Etcd {
     tls: Option<[PathBuf; 3]>,
 }
 
-fn free_ports() -> (u16, u16) {
-    let (one, two) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+fn free_ports(host: &str) -> (u16, u16) {
+    let (one, two) = (TcpListener::bind((host, 0)).unwrap(), TcpListener::bind((host, 0)).unwrap());
     (one.local_addr().unwrap().port(), two.local_addr().unwrap().port())
 }
 
@@ -34,17 +36,22 @@ impl Etcd {
 
     /// Starts one with more options.
     pub(crate) async fn start_with(options: &[&str]) -> Self {
-        Self::up(options.iter().map(|option| (*option).to_owned()).collect(), None).await
+        Self::start_at("127.0.0.1", options).await
+    }
+
+    /// Starts one at another address of this host.
+    pub(crate) async fn start_at(host: &'static str, options: &[&str]) -> Self {
+        Self::up(host, options.iter().map(|option| (*option).to_owned()).collect(), None).await
     }
 
     /// Starts one that speaks TLS and asks its clients for a certificate.
     #[allow(dead_code, reason = "for the tests of TLS")]
     pub(crate) async fn start_with_tls(ca: PathBuf, cert: PathBuf, key: PathBuf) -> Self {
-        Self::up(Vec::new(), Some([ca, cert, key])).await
+        Self::up("127.0.0.1", Vec::new(), Some([ca, cert, key])).await
     }
 
-    async fn up(options: Vec<String>, tls: Option<[PathBuf; 3]>) -> Self {
-        let mut etcd = Self { folder: Folder::new(), ports: free_ports(), options, process: None, tls };
+    async fn up(host: &'static str, options: Vec<String>, tls: Option<[PathBuf; 3]>) -> Self {
+        let mut etcd = Self { folder: Folder::new(), host, ports: free_ports(host), options, process: None, tls };
         etcd.launch();
         etcd.wait().await;
         etcd
@@ -53,7 +60,7 @@ impl Etcd {
     fn launch(&mut self) {
         let binary = env::var("CAPTUREDRAIN_ETCD").unwrap_or_else(|_| "etcd".to_owned());
         let client = self.client_url();
-        let peer = format!("http://127.0.0.1:{}", self.ports.1);
+        let peer = format!("http://{}:{}", self.host, self.ports.1);
         let mut command = vec![binary, "--data-dir".to_owned(), self.folder.path().display().to_string()];
         let urls = ["--listen-client-urls", &client, "--advertise-client-urls", &client];
         let peers = ["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer];
@@ -85,7 +92,7 @@ impl Etcd {
 
     /// The address as capturedrain takes it.
     pub(crate) fn url(&self) -> String {
-        format!("etcd://127.0.0.1:{}", self.ports.0)
+        format!("etcd://{}:{}", self.host, self.ports.0)
     }
 
     /// Where clients reach it.
@@ -97,7 +104,7 @@ impl Etcd {
     /// The address as etcd's client takes it.
     pub(crate) fn client_url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        format!("{scheme}://127.0.0.1:{}", self.ports.0)
+        format!("{scheme}://{}:{}", self.host, self.ports.0)
     }
 
     /// How etcd's client connects: with the certificate of the server itself.

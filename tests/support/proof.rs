@@ -8,7 +8,8 @@ use std::{
 
 use capturedrain::verify::{self, Proof};
 
-use crate::ledger::Write;
+/// One key's new value; `None`: it was deleted.
+pub(crate) type Write = (String, Option<Vec<u8>>);
 
 /// What a changefeed replicates, as the proof reads it.
 #[derive(Debug, Clone)]
