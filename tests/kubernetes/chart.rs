@@ -1,8 +1,6 @@
 //! The operator's chart: what it renders is accepted by a real API server, its pods are restricted, and its rights are
 //! enough for a whole drain and no more.
 
-use std::{env, process::Stdio};
-
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use kube::{Api, Client, api::PostParams};
 use serde_json::{Value, json};
@@ -10,6 +8,7 @@ use tokio::{process::Command, time};
 
 use crate::{
     api_server::{self, ApiServer, access::Access},
+    helm::{assert_restricted, documents, helm, of_kind, template},
     shop::{Operator, PATIENCE, Shop, wait_for},
 };
 
@@ -17,37 +16,13 @@ const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/capturedrain-op
 /// The release, and what its objects are called.
 const NAME: &str = "operator";
 
-/// What helm prints, or complains of.
-async fn helm(args: &[&str]) -> Result<String, String> {
-    let mut command = Command::new(env::var("CAPTUREDRAIN_HELM").unwrap_or_else(|_| "helm".to_owned()));
-    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
-    let output =
-        time::timeout(PATIENCE, command.output()).await.expect("helm ends").expect("`make tools` installs helm");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr) + &text(&output.stdout)) }
-}
-
 /// The chart with values as `--set` takes them; `only` are templates, none means all.
 async fn render(namespace: &str, values: &[&str], only: &[&str]) -> Result<String, String> {
-    let name = format!("fullnameOverride={NAME}");
-    let only: Vec<_> = only.iter().map(|template| format!("templates/{template}.yaml")).collect();
-    let mut args = vec!["template", NAME, CHART, "--namespace", namespace, "--kube-version", "1.34.0", "--set", &name];
-    args.extend(values.iter().flat_map(|value| ["--set", value]));
-    args.extend(only.iter().flat_map(|template| ["--show-only", template.as_str()]));
-    helm(&args).await
-}
-
-fn documents(rendered: &str) -> Vec<Value> {
-    let all: Vec<Value> = serde_yaml::from_multiple(rendered).unwrap();
-    all.into_iter().filter(|document| !document.is_null()).collect()
+    template((CHART, NAME), namespace, values, only).await
 }
 
 async fn documents_of(namespace: &str, values: &[&str]) -> Vec<Value> {
     documents(&render(namespace, values, &[]).await.unwrap())
-}
-
-fn of_kind<'a>(documents: &'a [Value], kind: &str) -> Vec<&'a Value> {
-    documents.iter().filter(|document| document["kind"] == kind).collect()
 }
 
 /// Applies the `ServiceAccount` and the rights that the chart gives it, and lets in whoever has its token.
@@ -192,23 +167,10 @@ async fn the_command_line_of_the_chart_is_one_that_the_operator_takes() {
 async fn its_pods_are_restricted() {
     let api = api_server::shared().await;
     let namespace = api.namespace("restricted").await;
-    let admin = api.admin();
-    let label = "pod-security.kubernetes.io/enforce=restricted";
-    admin.kubectl(&["label", "namespace", &namespace, label]).await.ok();
     let account = render(&namespace, &[], &["serviceaccount"]).await.unwrap();
-    admin.kubectl_with(&["apply", "-f", "-"], &account).await.ok();
+    api.admin().kubectl_with(&["apply", "-f", "-"], &account).await.ok();
     let documents = documents_of(&namespace, &[]).await;
-    let mut pod = of_kind(&documents, "Deployment")[0]["spec"]["template"].clone();
-    pod["apiVersion"] = "v1".into();
-    pod["kind"] = "Pod".into();
-    pod["metadata"]["name"] = "x".into();
-    let create = ["create", "--dry-run=server", "-n", &namespace, "-f", "-"];
-    admin.kubectl_with(&create, &pod.to_string()).await.ok();
-    let context = &pod["spec"]["containers"][0]["securityContext"];
-    assert_eq!(context["readOnlyRootFilesystem"], true);
-    pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = true.into();
-    let said = admin.kubectl_with(&create, &pod.to_string()).await.refused();
-    assert!(said.contains("allowPrivilegeEscalation"), "{said}");
+    assert_restricted(api, &namespace, &of_kind(&documents, "Deployment")[0]["spec"]["template"]).await;
 }
 
 #[tokio::test]

@@ -5,10 +5,12 @@
 #[path = "../support/api_server.rs"]
 #[allow(dead_code, reason = "other targets use more of it")]
 mod api_server;
+mod capture_chart;
 mod chart;
 mod crd;
 mod ends;
 mod harness;
+mod helm;
 mod operator;
 mod plugin;
 mod replicas;
