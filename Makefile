@@ -13,9 +13,13 @@ MINUTES ?=
 FUZZ ?= 5
 # ARGS are options of the demo.
 ARGS ?=
+# TEST picks stories of e2e by a part of their names.
+TEST ?=
+# The reference under which the nodes of e2e find the image.
+E2E_IMAGE := capturedrain.test/capturedrain:e2e
 SIMULATION := cargo test -p capturedrain-core --features mutants --test simulation
 
-.PHONY: help demo tools build check test simulate chaos size bench fuzz crd openapi fmt clean
+.PHONY: help demo tools build image check test e2e simulate chaos size bench fuzz crd openapi fmt clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,16 +29,24 @@ demo: ## the tour: a cluster in this process, captures leave in three ways, the 
 	@cargo build --quiet
 	@target/debug/capturedrain demo $(ARGS)
 
-tools: ## install what building and testing need, where it is missing: protoc, etcd, promtool, Kubernetes' API, Helm
+tools: ## install what building and testing need, where it is missing: protoc, etcd, promtool, Kubernetes, CoreDNS, Helm, containerd, buildah
 	@tools/install protobuf
 	@tools/install promtool >/dev/null
 	@printf 'etcd and etcdctl are in %s\n' "$$(dirname "$$(tools/install etcd)")"
 	@printf 'kube-apiserver and kubectl are in %s\n' "$$(tools/install kubernetes)"
 	@printf 'helm is in %s\n' "$$(dirname "$$(tools/install helm)")"
+	@printf 'kubelet is in %s\n' "$$(tools/install kubernetes-nodes)"
+	@printf 'coredns is in %s\n' "$$(dirname "$$(tools/install coredns)")"
+	@tools/install containers
 
 build: ## build everything for development
 	@tools/install protobuf
 	cargo build --workspace
+
+image: ## the image: a static binary and nothing else, as target/image/capturedrain.tar
+	@tools/install protobuf
+	@tools/install containers
+	@tools/image
 
 check: ## what has to pass before a commit: format, lints, layers, licences, links
 	@tools/install protobuf
@@ -51,6 +63,17 @@ test: ## all tests, on a real etcd and a real Kubernetes API, and the simulation
 		CAPTUREDRAIN_ETCD=$$etcd CAPTUREDRAIN_PROMTOOL=$$promtool \
 		CAPTUREDRAIN_KUBERNETES=$$kubernetes CAPTUREDRAIN_HELM=$$helm cargo test --workspace
 	$(SIMULATION)
+
+e2e: ## on two real nodes, with the image and the charts: kubectl drain, rollouts, and what breaks meanwhile; as root; TEST=name
+	@tools/install protobuf
+	@tools/install containers
+	etcd=$$(tools/install etcd) && kubernetes=$$(tools/install kubernetes) && helm=$$(tools/install helm) && \
+		nodes=$$(tools/install kubernetes-nodes) && coredns=$$(tools/install coredns) && \
+		image=$$(tools/image $(E2E_IMAGE)) && \
+		CAPTUREDRAIN_ETCD=$$etcd CAPTUREDRAIN_KUBERNETES=$$kubernetes CAPTUREDRAIN_HELM=$$helm \
+		CAPTUREDRAIN_KUBERNETES_NODES=$$nodes CAPTUREDRAIN_COREDNS=$$coredns CAPTUREDRAIN_IMAGE=$(CURDIR)/$$image \
+		CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/tools/alone \
+		cargo test --test e2e -- --ignored --test-threads 1 --nocapture $(TEST)
 
 simulate: ## more of the simulation: SEEDS=1000 runs that many, SEED=42 replays one with its log
 	$(if $(SEED),CAPTUREDRAIN_SIM_SEED=$(SEED) )$(if $(SEEDS),CAPTUREDRAIN_SIM_SEEDS=$(SEEDS) )$(SIMULATION) -- invariants_hold$(if $(SEED), --nocapture)

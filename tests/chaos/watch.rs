@@ -16,11 +16,7 @@ use capturedrain_core::model::{CaptureId, NodeEpoch};
 use etcd_client::{Client, ConnectOptions, EventType, WatchOptions};
 use tokio::{sync::mpsc, task::JoinSet, time};
 
-use crate::{
-    ledger::Ledger,
-    proof::Write,
-    wires::open_files,
-};
+use crate::{ledger::Ledger, proof::Write, wires::open_files};
 
 const PERIOD: Duration = Duration::from_millis(400);
 /// How long an answer is waited for: a process that stands still gives none.

@@ -8,7 +8,8 @@ pub(crate) const CAPTUREDRAIN: (&str, &str) = ("capturedrain.test/capturedrain",
 /// What holds the sandboxes of pods, and whatever has to be there in a test.
 pub(crate) const BUSYBOX: &str = "capturedrain.test/busybox:1";
 
-const BUSYBOX_FILE: &str = "FROM scratch\nCOPY busybox /bin/busybox\nENTRYPOINT [\"/bin/busybox\"]\nCMD [\"sleep\", \"infinity\"]\n";
+const BUSYBOX_FILE: &str =
+    "FROM scratch\nCOPY busybox /bin/busybox\nENTRYPOINT [\"/bin/busybox\"]\nCMD [\"sleep\", \"infinity\"]\n";
 
 /// The archives of all images.
 pub(crate) fn archives() -> &'static [PathBuf; 2] {

@@ -5,14 +5,16 @@
 #[path = "../support/api_server.rs"]
 #[allow(dead_code, reason = "other targets use more of it")]
 mod api_server;
+mod drain;
 mod image;
 mod nodes;
+mod operator;
+mod person;
 #[path = "../support/proof.rs"]
 #[allow(dead_code, reason = "other targets use more of it")]
 mod proof;
 mod rollout;
 mod site;
-mod story;
 mod traffic;
 #[path = "../support/wait.rs"]
 mod wait;

@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, MutexGuard, OnceCell};
 use crate::{
     api_server::{
         ApiServer, Setup,
-        access::{Access, kubernetes_command},
+        access::Access,
         etcd::guard::{Folder, Process},
     },
     image,
@@ -38,7 +38,7 @@ pub(crate) struct Node {
 
 /// A cluster with its nodes.
 pub(crate) struct Nodes {
-    pub(crate) nodes: [Node; 2],
+    pub(crate) both: [Node; 2],
     _others: Vec<Process>,
     pub(crate) api: ApiServer,
     folder: Folder,
@@ -48,7 +48,7 @@ pub(crate) struct Nodes {
 pub(crate) async fn shared() -> MutexGuard<'static, Nodes> {
     static SHARED: OnceCell<Mutex<Nodes>> = OnceCell::const_new();
     let nodes = SHARED.get_or_init(async || Mutex::new(Nodes::start().await)).await.lock().await;
-    for node in &nodes.nodes {
+    for node in &nodes.both {
         nodes.admin().kubectl(&["uncordon", node.name]).await.ok();
     }
     nodes
@@ -251,8 +251,8 @@ impl Nodes {
                 node.ctr(&["images", "import", archive.to_str().unwrap()]);
             }
         }
-        let nodes = Self { nodes, _others: others, api, folder };
-        wait_for(PATIENCE, &format!("nodes: {}", nodes.nodes[0].log("kubelet.log")), async || {
+        let nodes = Self { both: nodes, _others: others, api, folder };
+        wait_for(PATIENCE, &format!("nodes: {}", nodes.both[0].log("kubelet.log")), async || {
             let list = nodes.admin().kubectl(&["get", "nodes", "-o", "json"]).await;
             let list: Value = serde_json::from_str(&list.stdout).unwrap_or_default();
             let ready = |node: &Value| {

@@ -1,6 +1,10 @@
 //! Captures leave because their pods are replaced.
 
-use crate::{nodes, site::{NAME, Site}, traffic::now_ms};
+use crate::{
+    nodes,
+    site::{NAME, Site},
+    traffic::now_ms,
+};
 
 #[tokio::test]
 #[ignore = "on nodes: `make e2e`"]

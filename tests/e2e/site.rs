@@ -1,12 +1,20 @@
 //! A cluster of captures on the nodes, installed by its chart, that replicates from one etcd to another.
 
-use std::{env, process::Stdio, sync::atomic::{AtomicUsize, Ordering}, time::Duration};
+use std::{
+    env,
+    process::Stdio,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use tokio::{process::Command, time};
 
 use crate::{
-    api_server::{access::{Access, Said}, etcd::Etcd},
+    api_server::{
+        access::{Access, Said},
+        etcd::Etcd,
+    },
     image::CAPTUREDRAIN,
     nodes::{HOST, Nodes, PATIENCE},
     traffic::{FAST, Traffic},
@@ -15,7 +23,7 @@ use crate::{
 
 const BINARY: &str = env!("CARGO_BIN_EXE_capturedrain");
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/capture-cluster");
-/// The release, and so the StatefulSet and the Service.
+/// The release, and so the `StatefulSet` and the Service.
 pub(crate) const NAME: &str = "cdc";
 
 /// A release in a namespace of its own.
@@ -48,6 +56,7 @@ impl Site {
             format!("image.repository={}", CAPTUREDRAIN.0),
             format!("image.tag={}", CAPTUREDRAIN.1),
             format!("etcd.external={{{HOST}:{}}}", store.client_port()),
+            format!("fullnameOverride={NAME}"),
             "minReadySeconds=1".to_owned(),
             "config.CAPTUREDRAIN_LEASE=3s".to_owned(),
             "config.CAPTUREDRAIN_HEARTBEAT=300ms".to_owned(),
@@ -59,18 +68,21 @@ impl Site {
         site.admin.kubectl_with(&["apply", "-f", "-"], &label.to_string()).await.ok();
         site.helm("install", &[]).await;
         site.create_changefeed().await;
-        site.traffic.wait_until_it_flows().await;
+        if time::timeout(PATIENCE / 2, site.traffic.wait_until_it_flows()).await.is_err() {
+            let changefeed = site.run(&["changefeed", "get", "shop"]).await;
+            panic!("no rows come: {changefeed:?}\n{}", site.trouble().await);
+        }
         site
     }
 
     /// `helm install` or `helm upgrade` of it, with more values, until all is ready.
     pub(crate) async fn helm(&self, verb: &str, more: &[&str]) {
         let mut args = vec![verb, NAME, CHART, "-n", &self.namespace, "--wait", "--timeout", "3m"];
-        args.extend(self.values.iter().map(String::as_str).chain(more.iter().copied()).flat_map(|value| ["--set", value]));
+        args.extend(
+            self.values.iter().map(String::as_str).chain(more.iter().copied()).flat_map(|value| ["--set", value]),
+        );
         let said = helm(&self.admin, &args).await;
-        if said.code != 0 {
-            panic!("helm {verb}: {}{}\n{}", said.stdout, said.stderr, self.trouble().await);
-        }
+        assert!(said.code == 0, "helm {verb}: {}{}\n{}", said.stdout, said.stderr, self.trouble().await);
     }
 
     /// What a person would look at.
@@ -83,7 +95,7 @@ impl Site {
         for pod in self.pods().await {
             let name = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             let said = self.kubectl(&["logs", &name, "--tail=8"]).await;
-            text += &format!("{name}: {}{}", said.stdout, said.stderr);
+            text += &(name + ": " + &said.stdout + &said.stderr);
         }
         text
     }

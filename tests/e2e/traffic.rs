@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Rows of the source and of the sink are below this.
-pub(crate) const PREFIX: &str = "shop/";
+pub(crate) const PREFIX: &str = "/shop/";
 const TABLES: u64 = 12;
 const KEYS: u64 = 20;
 /// Between two rows.
@@ -65,7 +65,8 @@ async fn watch(url: String, seen: Arc<Mutex<Seen>>) {
         for event in news.events() {
             let row = event.kv().unwrap();
             let value = (event.event_type() == EventType::Put).then(|| row.value().to_vec());
-            let written = value.as_deref().and_then(|value| std::str::from_utf8(value).ok()?.split(' ').nth(1)?.parse().ok());
+            let written =
+                value.as_deref().and_then(|value| std::str::from_utf8(value).ok()?.split(' ').nth(1)?.parse().ok());
             if let Some(written) = written {
                 seen.lags.push((now, now.saturating_sub(written)));
             }
@@ -95,7 +96,7 @@ impl Traffic {
 
     /// The ends as a changefeed takes them.
     pub(crate) fn urls(&self) -> [String; 2] {
-        [&self.source, &self.sink].map(|etcd| format!("{}/{PREFIX}", etcd.url()))
+        [&self.source, &self.sink].map(|etcd| format!("{}{PREFIX}", etcd.url()))
     }
 
     /// How late the rows were that have come since then.
@@ -121,7 +122,7 @@ impl Traffic {
     pub(crate) async fn prove(self) {
         self.writer.abort();
         let _ = self.writer.await;
-        let [source, sink] = [&self.source, &self.sink].map(|etcd| format!("{}/{PREFIX}", etcd.url()));
+        let [source, sink] = [&self.source, &self.sink].map(|etcd| format!("{}{PREFIX}", etcd.url()));
         let proof = wait_for(PATIENCE, "the sink to have it all", async || {
             let proof = verify::against_mirror(&source, &sink).await.unwrap();
             (proof.is_good() && proof.rows > 0).then_some(proof)
