@@ -99,10 +99,10 @@ impl Traffic {
         [&self.source, &self.sink].map(|etcd| format!("{}{PREFIX}", etcd.url()))
     }
 
-    /// How late the rows were that have come since then.
+    /// How late the rows were that were written since then.
     pub(crate) fn lag_since(&self, since_ms: u64) -> Lag {
         let seen = self.seen.lock().unwrap();
-        let mut lags: Vec<_> = seen.lags.iter().filter(|(at, _)| *at >= since_ms).map(|(_, lag)| *lag).collect();
+        let mut lags: Vec<_> = seen.lags.iter().filter(|(at, lag)| at - lag >= since_ms).map(|(_, lag)| *lag).collect();
         lags.sort_unstable();
         let at = |share: usize| lags.get((lags.len() * share / 100).min(lags.len().saturating_sub(1))).copied();
         Lag { rows: lags.len(), p99: at(99).unwrap_or_default(), max: at(100).unwrap_or_default() }
