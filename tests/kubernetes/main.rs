@@ -8,6 +8,8 @@ mod api_server;
 mod chart;
 mod crd;
 mod ends;
+#[allow(dead_code, reason = "grows with the tests")]
+mod gate;
 mod harness;
 mod operator;
 mod plugin;
@@ -15,3 +17,4 @@ mod replicas;
 #[allow(dead_code, reason = "grows with the tests")]
 mod shop;
 mod trouble;
+mod webhook;
