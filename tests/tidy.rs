@@ -34,7 +34,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("listener", &["http", "tls", "view", "wire"]),
     ("client", &["tls", "view", "wire"]),
     ("resource", &[]),
-    ("operator", &["client", "metrics", "resource", "telemetry", "tls", "view"]),
+    ("operator", &["client", "listener", "metrics", "resource", "telemetry", "tls", "view"]),
     ("plugin", &["operator", "resource", "tls", "view"]),
     // The process that wires all of it.
     ("node", &["client", "clock", "store", "pipeline", "metrics", "door", "wire", "http", "listener", "tls"]),

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use kube::Client;
 
 use super::{
@@ -15,10 +15,15 @@ use super::{
     signals::Signals,
     value,
 };
-use crate::operator::controller::{OperatorConfig, OperatorError, run as operate};
+use crate::operator::{
+    certificates::plan::Settings,
+    controller::{OperatorConfig, OperatorError, WebhookConfig, run as operate},
+};
 
 /// Shortest time of the Lease.
 const LEASE_MIN: Duration = Duration::from_secs(3);
+/// Shortest life of a certificate.
+const CERT_LIFE_MIN: Duration = Duration::from_secs(3);
 
 /// Run the Kubernetes operator, which has the captures of `CaptureDrain` objects drained
 #[derive(Debug, Args)]
@@ -55,6 +60,75 @@ pub(super) struct OperatorArgs {
     /// Name of this replica [default: its pod's, or a random one]
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     identity: Option<String>,
+    #[command(flatten)]
+    webhook: WebhookArgs,
+}
+
+/// How evictions are answered.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Eviction webhook")]
+struct WebhookArgs {
+    /// Where evictions are answered, over TLS [default: they are not]
+    #[arg(long, env = "CAPTUREDRAIN_WEBHOOK_ADDR", value_name = "HOST:PORT")]
+    webhook_addr: Option<SocketAddr>,
+    /// `MutatingWebhookConfiguration` that sends them, whose `caBundle` is kept up to date
+    #[arg(long, env = "CAPTUREDRAIN_WEBHOOK_NAME", default_value = "capturedrain-operator", value_name = "NAME")]
+    webhook_name: String,
+    /// Service by which the API server calls, in the namespace of the Lease
+    #[arg(long, env = "CAPTUREDRAIN_WEBHOOK_SERVICE", default_value = "capturedrain-operator", value_name = "NAME")]
+    webhook_service: String,
+    /// Names and addresses by which it is called otherwise, as by a configuration with a URL
+    #[arg(long, env = "CAPTUREDRAIN_WEBHOOK_HOST", value_name = "NAME[,NAME…]", value_delimiter = ',')]
+    webhook_host: Vec<String>,
+    /// Secret with the certificates, in the namespace of the Lease
+    #[arg(
+        long,
+        env = "CAPTUREDRAIN_WEBHOOK_SECRET",
+        default_value = "capturedrain-operator-webhook",
+        value_name = "NAME"
+    )]
+    webhook_secret: String,
+    /// Whose certificates are served
+    #[arg(long, env = "CAPTUREDRAIN_WEBHOOK_CERT_MODE", value_enum, default_value_t = CertMode::Own, value_name = "MODE")]
+    webhook_cert_mode: CertMode,
+    /// How long a certificate of one's own is good for; it is replaced when a third is left
+    #[arg(long, env = "CAPTUREDRAIN_WEBHOOK_CERT_LIFE", value_name = "DURATION", default_value = "720h", value_parser = value::duration)]
+    webhook_cert_life: Duration,
+    /// How long each step of a change of CA waits for API servers to know of the one before
+    #[arg(long, env = "CAPTUREDRAIN_WEBHOOK_CA_WAIT", value_name = "DURATION", default_value = "5m", value_parser = value::duration)]
+    webhook_ca_wait: Duration,
+    /// How long evictions are still answered after SIGTERM
+    #[arg(long, env = "CAPTUREDRAIN_WEBHOOK_LINGER", value_name = "DURATION", default_value = "10s", value_parser = value::duration)]
+    webhook_linger: Duration,
+}
+
+/// Whose certificates are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CertMode {
+    /// They are made and rotated by the operator
+    #[value(name = "self")]
+    Own,
+    /// What the Secret holds, as cert-manager fills it and has its CA believed
+    Secret,
+}
+
+impl WebhookArgs {
+    fn config(self, namespace: &str) -> Result<Option<WebhookConfig>, Failure> {
+        let Some(addr) = self.webhook_addr else { return Ok(None) };
+        if self.webhook_cert_life < CERT_LIFE_MIN {
+            return Err(Failure::usage(format!("--webhook-cert-life has to be at least {} s", CERT_LIFE_MIN.as_secs())));
+        }
+        let mut names = vec![format!("{}.{namespace}.svc", self.webhook_service)];
+        names.extend(self.webhook_host);
+        Ok(Some(WebhookConfig {
+            addr,
+            configuration: self.webhook_name,
+            secret: self.webhook_secret,
+            is_given: self.webhook_cert_mode == CertMode::Secret,
+            certificates: Settings { names, life: self.webhook_cert_life, wait: self.webhook_ca_wait },
+            linger: self.webhook_linger,
+        }))
+    }
 }
 
 fn random_name() -> Result<String, Failure> {
@@ -78,6 +152,7 @@ pub(super) async fn run(args: OperatorArgs) -> Result<Exit, Failure> {
     let operator = OperatorConfig {
         addr: args.addr,
         namespace: args.namespace,
+        webhook: args.webhook.config(&namespace)?,
         lease: (namespace, args.lease_name),
         identity: args.identity.map_or_else(random_name, Ok)?,
         lease_duration: args.lease_duration,

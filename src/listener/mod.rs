@@ -17,6 +17,7 @@ use axum_server::{
     tls_rustls::{RustlsAcceptor, RustlsConfig},
 };
 use futures::future::BoxFuture;
+use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
     task, time,
@@ -108,9 +109,32 @@ impl Listener {
         credentials: Option<Current>,
         limits: Limits,
     ) -> Result<Self, TlsError> {
+        let tls = match credentials {
+            None => None,
+            Some(current) => Some((current.get().server_config()?, Some(current))),
+        };
+        Ok(Self::begin(listener, doors, tls, limits))
+    }
+
+    /// Begins to serve strangers over TLS as the configuration has it, which finds its certificate by itself.
+    pub fn start_for_strangers(
+        listener: TcpListener,
+        doors: Router,
+        config: Arc<ServerConfig>,
+        limits: Limits,
+    ) -> Self {
+        Self::begin(listener, doors, Some((config, None)), limits)
+    }
+
+    fn begin(
+        listener: TcpListener,
+        doors: Router,
+        tls: Option<(Arc<ServerConfig>, Option<Current>)>,
+        limits: Limits,
+    ) -> Self {
         let handle = Handle::new();
         let seats = Seats::new(limits.connections);
-        let mutual = credentials.as_ref().is_some_and(|current| current.get().is_mutual());
+        let mutual = tls.as_ref().and_then(|(_, current)| current.as_ref()).is_some_and(|all| all.get().is_mutual());
         let porter = Porter { mutual, limits: limits.clone() };
         let doors = doors.layer(middleware::from_fn_with_state(porter, admit));
         let mut server = Server::<SocketAddr>::from_listener(listener)
@@ -118,29 +142,29 @@ impl Listener {
             .first_request_timeout(limits.headers)
             .accept_error_handler(|from, error| tracing::debug!(?from, %error, "connection is refused"));
         restrict(&mut server, &limits);
-        let seating = Seating { seats: seats.clone(), limits: limits.clone(), secure: credentials.is_some() };
+        let seating = Seating { seats: seats.clone(), limits: limits.clone(), secure: tls.is_some() };
         let doors = doors.into_make_service();
-        let task = match credentials {
+        let task = match tls {
             None => task::spawn(async move {
                 tokio::select! {
                     outcome = server.acceptor(seating).serve(doors) => outcome,
                     () = sweep(seats, None, limits) => Ok(()),
                 }
             }),
-            Some(current) => {
-                let config = RustlsConfig::from_config(current.get().server_config()?);
+            Some((config, current)) => {
+                let config = RustlsConfig::from_config(config);
                 let acceptor =
                     RustlsAcceptor::new(config.clone()).handshake_timeout(limits.handshake).acceptor(seating);
                 task::spawn(async move {
                     tokio::select! {
                         outcome = server.acceptor(acceptor).serve(doors) => outcome,
                         () = renew(current.clone(), config) => Ok(()),
-                        () = sweep(seats, Some(current), limits) => Ok(()),
+                        () = sweep(seats, current, limits) => Ok(()),
                     }
                 })
             }
         };
-        Ok(Self { handle, task })
+        Self { handle, task }
     }
 
     /// Waits until it ends by itself.
@@ -186,7 +210,8 @@ fn restrict<A>(server: &mut Server<SocketAddr, A>, limits: &Limits) {
 }
 
 /// Gives new connections the credentials of now.
-async fn renew(mut current: Current, config: RustlsConfig) {
+async fn renew(current: Option<Current>, config: RustlsConfig) {
+    let Some(mut current) = current else { return std::future::pending().await };
     loop {
         current.changed().await;
         match current.get().server_config() {

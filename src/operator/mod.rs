@@ -2,11 +2,13 @@
 //!
 //! [`observe`] (what is there) → [`validate`](mod@validate) (which capture is meant) → [`plan`](mod@plan) (what to do) →
 //! [`apply`](mod@apply) (do it) → [`status`](mod@status) (what came of it). The second, third and fifth are pure.
-//! A cluster is reached through a [`backend`].
+//! A cluster is reached through a [`backend`]. What an eviction is answered is decided in [`webhook`], with which
+//! certificate in [`certificates`].
 
 pub mod apply;
 pub mod avoid;
 pub mod backend;
+pub mod certificates;
 pub mod controller;
 pub mod due;
 pub mod event;
@@ -19,6 +21,7 @@ pub mod status;
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 mod tests;
 pub mod validate;
+pub mod webhook;
 
 use self::{apply::apply, backend::Backend, observe::Observed, plan::plan, status::status, validate::validate};
 use crate::resource::CaptureDrain;

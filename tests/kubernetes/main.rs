@@ -9,6 +9,8 @@ mod capture_chart;
 mod chart;
 mod crd;
 mod ends;
+#[allow(dead_code, reason = "grows with the tests")]
+mod gate;
 mod harness;
 mod helm;
 mod operator;
@@ -17,3 +19,4 @@ mod replicas;
 #[allow(dead_code, reason = "grows with the tests")]
 mod shop;
 mod trouble;
+mod webhook;

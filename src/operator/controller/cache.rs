@@ -27,6 +27,7 @@ use crate::{
         avoid::Place,
         observe::{Pod, PodSeen},
         rollout::Marks,
+        webhook::{decide::pod_uid, facts::PodFacts},
     },
     resource::{CaptureDrain, is_finished},
 };
@@ -153,13 +154,27 @@ impl Caches {
     pub(super) fn pod(&self, namespace: &str, name: &str) -> PodSeen {
         match self.pods.get(&ObjectRef::new(name).within(namespace)) {
             None => PodSeen::Missing,
-            Some(pod) => PodSeen::There(Pod {
-                uid: pod.uid().unwrap_or_default(),
-                ips: ips(&pod),
-                created_at: created(&*pod),
-                is_deleting: pod.metadata.deletion_timestamp.is_some(),
-            }),
+            Some(pod) => PodSeen::There(seen(&pod)),
         }
+    }
+
+    /// The same, with what an eviction depends on.
+    pub(super) fn pod_facts(&self, namespace: &str, name: &str) -> Option<PodFacts> {
+        self.pods.get(&ObjectRef::new(name).within(namespace)).map(|pod| pod_facts(&pod))
+    }
+
+    /// The drains that are about a pod, or were about one of its name.
+    pub(super) fn drains_of(&self, namespace: &str, name: &str, uid: &str) -> Vec<Arc<CaptureDrain>> {
+        self.drains.state_filter(|drain| {
+            let is_named = drain.spec.target.pod_name.as_deref() == Some(name);
+            drain.metadata.namespace.as_deref() == Some(namespace) && (is_named || pod_uid(drain) == Some(uid))
+        })
+    }
+
+    /// Whether a node is cordoned; `None` when it is not known.
+    pub(super) fn is_cordoned(&self, node: &str) -> Option<bool> {
+        let node = self.nodes.get(&ObjectRef::new(node))?;
+        Some(node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true)))
     }
 
     /// Labels and annotations of these pods of a namespace.
@@ -247,6 +262,26 @@ fn created(object: &impl Resource<DynamicType = ()>) -> Timestamp {
 fn ips(pod: &KubePod) -> Vec<String> {
     let ips = pod.status.as_ref().and_then(|status| status.pod_ips.as_ref());
     ips.into_iter().flatten().map(|ip| ip.ip.clone()).collect()
+}
+
+fn seen(pod: &KubePod) -> Pod {
+    Pod {
+        uid: pod.uid().unwrap_or_default(),
+        ips: ips(pod),
+        created_at: created(pod),
+        is_deleting: pod.metadata.deletion_timestamp.is_some(),
+    }
+}
+
+/// A pod, as far as it matters to an eviction.
+pub(super) fn pod_facts(pod: &KubePod) -> PodFacts {
+    PodFacts {
+        pod: seen(pod),
+        labels: pod.labels().clone(),
+        annotations: pod.annotations().clone(),
+        phase: pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default(),
+        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+    }
 }
 
 fn slim_pod(pod: &mut KubePod) {

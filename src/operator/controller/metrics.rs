@@ -1,7 +1,8 @@
 //! What the operator tells Prometheus. `docs/reference.md` has the list.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
+use jiff::Timestamp;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric as _},
@@ -33,6 +34,49 @@ pub(super) struct Metrics {
     reconciles: Family<[(&'static str, &'static str); 2], Counter>,
     /// Requests to clusters.
     pub(super) backend: Durations,
+    /// Evictions, and the certificate with which they are answered.
+    pub(super) webhook: Webhook,
+}
+
+/// What the webhook counts and measures.
+#[derive(Debug, Default)]
+pub(super) struct Webhook {
+    requests: Family<[(&'static str, &'static str); 1], Counter>,
+    duration: Option<Histogram>,
+    expiry: Gauge,
+}
+
+impl Webhook {
+    fn register(&mut self, registry: &mut Registry) {
+        registry.register("webhook_requests", "Evictions that were asked about, by decision", self.requests.clone());
+        let duration = Histogram::new(exponential_buckets(0.00025, 2.0, 15));
+        registry.register_with_unit(
+            "webhook_request_duration",
+            "From an eviction that is asked about to the answer",
+            Unit::Seconds,
+            duration.clone(),
+        );
+        self.duration = Some(duration);
+        registry.register_with_unit(
+            "webhook_certificate_expiry_timestamp",
+            "When the certificate ends that callers are shown; 0 while there is none",
+            Unit::Seconds,
+            self.expiry.clone(),
+        );
+    }
+
+    /// An eviction was decided.
+    pub(super) fn decided(&self, decision: &'static str, took: Duration) {
+        self.requests.get_or_create(&[("decision", decision)]).inc();
+        if let Some(duration) = &self.duration {
+            duration.observe(took.as_secs_f64());
+        }
+    }
+
+    /// Callers are shown another certificate.
+    pub(super) fn shows(&self, until: Timestamp) {
+        self.expiry.set(until.as_second());
+    }
 }
 
 /// 1 ms to 16 s, above the longest that a client waits.
@@ -41,12 +85,13 @@ fn durations() -> Histogram {
 }
 
 impl Metrics {
-    pub(super) fn new(caches: Caches) -> Self {
+    pub(super) fn new(caches: Caches, has_webhook: bool) -> Self {
         let mut metrics = Self {
             registry: Registry::with_prefix(PREFIX),
             leader: Gauge::default(),
             reconciles: Family::default(),
             backend: Durations::new_with_constructor(durations),
+            webhook: Webhook::default(),
         };
         let registry = &mut metrics.registry;
         registry.register(
@@ -66,6 +111,9 @@ impl Metrics {
             metrics.backend.clone(),
         );
         registry.register_collector(Box::new(Drains(caches)));
+        if has_webhook {
+            metrics.webhook.register(registry);
+        }
         let _ = metrics.reconciles.get_or_create(&[("outcome", "done"), ("category", "")]);
         metrics
     }

@@ -2,6 +2,7 @@
 //! `CaptureDrain` by the replica that holds the Lease.
 
 mod cache;
+mod certificates;
 mod clusters;
 mod error;
 mod lease;
@@ -10,6 +11,7 @@ mod probe;
 mod reconcile;
 mod resolve;
 mod rollouts;
+mod webhook;
 mod write;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
@@ -26,7 +28,8 @@ use kube::{
 };
 use tokio::{net::TcpListener, sync::watch, time};
 
-use self::{cache::Caches, clusters::Clusters, metrics::Metrics, reconcile::Context};
+use self::{cache::Caches, certificates::Keeper, clusters::Clusters, metrics::Metrics, reconcile::Context};
+use super::certificates::{authority::Unusable, plan::Settings};
 use crate::resource::CaptureDrain;
 
 pub(crate) use self::{
@@ -57,6 +60,25 @@ pub struct OperatorConfig {
     pub lease_duration: Duration,
     /// How long a deleted drain of a cluster that cannot be reached keeps its object.
     pub let_go_after: Duration,
+    /// How evictions are answered; `None`: they are not.
+    pub webhook: Option<WebhookConfig>,
+}
+
+/// How evictions are answered.
+#[derive(Debug, Clone)]
+pub struct WebhookConfig {
+    /// Where.
+    pub addr: SocketAddr,
+    /// The `MutatingWebhookConfiguration` that sends them.
+    pub configuration: String,
+    /// The Secret with the certificates, in the namespace of the Lease.
+    pub secret: String,
+    /// Whether the Secret is somebody else's, who also has its CA believed.
+    pub is_given: bool,
+    /// How certificates are made; the first name is the one by which the API server calls.
+    pub certificates: Settings,
+    /// How long evictions are answered once the process is to end.
+    pub linger: Duration,
 }
 
 /// Why the operator cannot run.
@@ -70,6 +92,9 @@ pub enum OperatorError {
         /// Why.
         source: std::io::Error,
     },
+    /// The TLS library refuses.
+    #[error("TLS cannot be set up")]
+    Tls(#[source] Unusable),
 }
 
 /// Runs until `stop`, then gives the Lease back.
@@ -84,10 +109,22 @@ pub async fn run(
     let addr = config.addr;
     let listener = TcpListener::bind(addr).await.map_err(|source| OperatorError::Listen { addr, source })?;
     let caches = Caches::start(&client, config.namespace.as_deref());
-    let metrics = Arc::new(Metrics::new(caches.clone()));
-    let server = tokio::spawn(probe::serve(listener, caches.clone(), metrics.clone()));
+    let metrics = Arc::new(Metrics::new(caches.clone(), config.webhook.is_some()));
     let (ending, stopped) = watch::channel(false);
     tokio::spawn(stop.map(move |()| ending.send_replace(true)));
+    let (hook, certificates) = match &config.webhook {
+        None => (None, None),
+        Some(webhook) => {
+            let (keeper, shown, state) = Keeper::new(&client, &config.lease.0, webhook, metrics.clone());
+            let around = (&caches, &metrics);
+            let recorder = recorder(&client, &config);
+            let listener = webhook::open(webhook.addr, &client, around, recorder, shown, stopped.clone()).await?;
+            tracing::info!(addr = %webhook.addr, "evictions are answered");
+            (Some((listener, tokio::spawn(keeper.run()), webhook.linger)), Some(state))
+        }
+    };
+    let hall = probe::Hall::new(caches.clone(), metrics.clone(), certificates, stopped.clone());
+    let server = tokio::spawn(probe::serve(listener, hall));
     let mut lease = lease::compete(&client, &config);
     tracing::info!(%addr, identity = config.identity, "operator started");
     loop {
@@ -106,8 +143,19 @@ pub async fn run(
     }
     // Nobody listens to the lease any more, so it is given back.
     lease.release().await;
+    if let Some((listener, keeper, linger)) = hook {
+        // Until everybody knows that this replica is going.
+        time::sleep(linger).await;
+        listener.end().await;
+        keeper.abort();
+    }
     server.abort();
     Ok(())
+}
+
+fn recorder(client: &Client, config: &OperatorConfig) -> Recorder {
+    let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(config.identity.clone()) };
+    Recorder::new(client.clone(), reporter)
 }
 
 /// Waits until the lease is held, or is not; `true` when the process is to end.
@@ -129,8 +177,7 @@ async fn lead(
     stopped: watch::Receiver<bool>,
 ) {
     let (clusters, news) = Clusters::new(client.clone(), metrics.clone());
-    let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(config.identity.clone()) };
-    let recorder = Recorder::new(client.clone(), reporter);
+    let recorder = recorder(client, config);
     let context =
         Context::new(client.clone(), caches.clone(), clusters, recorder, metrics.clone(), config.let_go_after);
     let context = Arc::new(context);

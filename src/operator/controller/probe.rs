@@ -9,7 +9,7 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 
 use super::{
     cache::{self, Caches},
@@ -17,30 +17,52 @@ use super::{
 };
 use crate::metrics::Format;
 
+/// What is shown.
 #[derive(Clone)]
-struct Hall {
+pub(super) struct Hall {
     caches: Caches,
     metrics: Arc<Metrics>,
+    certificates: Option<watch::Receiver<Result<(), String>>>,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Hall {
+    /// `certificates` is how the webhook's are, where there is one.
+    pub(super) fn new(
+        caches: Caches,
+        metrics: Arc<Metrics>,
+        certificates: Option<watch::Receiver<Result<(), String>>>,
+        stopped: watch::Receiver<bool>,
+    ) -> Self {
+        Self { caches, metrics, certificates, stopped }
+    }
 }
 
 /// Serves until it is aborted.
-pub(super) async fn serve(listener: TcpListener, caches: Caches, metrics: Arc<Metrics>) {
+pub(super) async fn serve(listener: TcpListener, hall: Hall) {
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(show))
-        .with_state(Hall { caches, metrics });
+        .with_state(hall);
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "probes and metrics are not served any more");
     }
 }
 
-/// Ready once everything is watched; whoever is not says what is missing.
+/// Ready once everything is watched, and the API server believes the webhook; whoever is not says what is missing.
 async fn ready(State(hall): State<Hall>) -> (StatusCode, String) {
+    if *hall.stopped.borrow() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "this replica is ending\n".to_owned());
+    }
     let complaints = hall.caches.complaints();
     let mut said: Vec<_> = complaints.iter().map(|(what, why)| format!("{what} cannot be watched: {why}\n")).collect();
+    let state = hall.certificates.as_ref().map_or(Ok(()), |state| state.borrow().clone());
+    if let Err(why) = &state {
+        said.push(format!("evictions cannot be answered: {why}\n"));
+    }
     // Nodes are for preferences only.
-    if hall.caches.is_ready() && complaints.keys().all(|what| *what == cache::NODES) {
+    if state.is_ok() && hall.caches.is_ready() && complaints.keys().all(|what| *what == cache::NODES) {
         said.push("ok\n".to_owned());
         return (StatusCode::OK, said.concat());
     }

@@ -1,0 +1,138 @@
+//! Answers evictions: memory first, and what has to be looked at when the decision asks for it.
+
+mod effects;
+mod observe;
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::State,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
+    routing::post,
+};
+use kube::{Client, runtime::events::Recorder};
+use tokio::{net::TcpListener, sync::watch};
+
+use self::{effects::Effects, observe::Witness};
+use super::{OperatorError, cache::Caches, metrics::Metrics};
+use crate::{
+    listener::{Limits, Listener},
+    operator::{
+        certificates::serving::{Shown, server_config},
+        webhook::{
+            PATH,
+            answer::answer,
+            asked::{Asked, Review},
+            decide::{Decision, Step, decide},
+        },
+    },
+};
+
+/// How often more is looked at before something is decided: each thing once.
+const LOOKS_MAX: usize = 4;
+/// How long a connection may be idle: longer than API servers keep theirs, so that no call meets its end.
+const IDLE_TIMEOUT: Duration = Duration::from_mins(5);
+/// How long a call may take: API servers wait for less.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What every call needs.
+#[derive(Clone)]
+struct Hall {
+    witness: Arc<Witness>,
+    effects: Arc<Effects>,
+    metrics: Arc<Metrics>,
+    stopped: watch::Receiver<bool>,
+}
+
+/// Begins to answer evictions.
+pub(super) async fn open(
+    addr: SocketAddr,
+    client: &Client,
+    around: (&Caches, &Arc<Metrics>),
+    recorder: Recorder,
+    shown: Arc<Shown>,
+    stopped: watch::Receiver<bool>,
+) -> Result<Listener, OperatorError> {
+    let (caches, metrics) = around;
+    let listener = TcpListener::bind(addr).await.map_err(|source| OperatorError::Listen { addr, source })?;
+    let config = server_config(shown).map_err(OperatorError::Tls)?;
+    let hall = Hall {
+        witness: Arc::new(Witness::new(client.clone(), caches.clone(), metrics.clone())),
+        effects: Arc::new(Effects::new(client.clone(), recorder)),
+        metrics: metrics.clone(),
+        stopped,
+    };
+    let doors = Router::new().route(PATH, post(evict)).with_state(hall);
+    let limits = Limits { headers: IDLE_TIMEOUT, idle: IDLE_TIMEOUT, call: CALL_TIMEOUT, ..Limits::default() };
+    Ok(Listener::start_for_strangers(listener, doors, config, limits))
+}
+
+async fn evict(State(hall): State<Hall>, body: Bytes) -> Response {
+    let began = Instant::now();
+    let review: Review = match serde_json::from_slice(&body) {
+        Ok(review) => review,
+        Err(error) => return (StatusCode::BAD_REQUEST, format!("that is no AdmissionReview: {error}\n")).into_response(),
+    };
+    let uid = review.request.uid.clone();
+    let asked = Asked::from(review.request);
+    let judged = hall.judge(&asked).await;
+    let decision = judged.as_ref().map_or("Failed", name);
+    hall.metrics.webhook.decided(decision, began.elapsed());
+    let mut response = match judged {
+        Ok(judged) => Json(answer(&uid, &asked, &judged)).into_response(),
+        // What cannot be decided is for the failure policy.
+        Err(failure) => {
+            let (namespace, pod, error) = (&asked.namespace, &asked.name, &failure);
+            tracing::warn!(namespace, pod, requester = asked.user, error, "an eviction could not be decided");
+            (StatusCode::INTERNAL_SERVER_ERROR, format!("{failure}\n")).into_response()
+        }
+    };
+    if *hall.stopped.borrow() {
+        // Whoever keeps the connection is to come to another replica.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// The name of a decision in metrics and logs.
+fn name(decision: &Decision) -> &'static str {
+    match decision {
+        Decision::Pass { why, .. } => why.name(),
+        Decision::Rehearsed(_) => "DryRun",
+        Decision::Deny(denial) => denial.decision,
+        Decision::Gone => "Replaced",
+        Decision::Begin(_) => "NotDrained",
+    }
+}
+
+impl Hall {
+    async fn judge(&self, asked: &Asked) -> Result<Decision, String> {
+        let mut facts = self.witness.remember(asked);
+        for _ in 0..LOOKS_MAX {
+            match decide(&facts) {
+                Step::Look(look) => self.witness.look(&mut facts, look).await?,
+                Step::Answer(Decision::Begin(cluster)) => {
+                    let denial = self.effects.begin(&facts, cluster).await?;
+                    self.effects.denied(&facts, &denial);
+                    return Ok(Decision::Deny(denial));
+                }
+                Step::Answer(decision) => {
+                    match &decision {
+                        Decision::Deny(denial) => self.effects.denied(&facts, denial),
+                        Decision::Pass { why, drain, .. } => self.effects.passed(&facts, *why, drain.as_deref()),
+                        Decision::Rehearsed(_) | Decision::Gone | Decision::Begin(_) => {}
+                    }
+                    return Ok(decision);
+                }
+            }
+        }
+        Err("what was looked at was not enough".to_owned())
+    }
+}

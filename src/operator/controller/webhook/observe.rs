@@ -1,0 +1,178 @@
+//! What is known of an eviction, from memory, and what is looked at on request.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::api::{core::v1::Pod, events::v1::Event, policy::v1::PodDisruptionBudget};
+use kube::{Api, Client, ResourceExt as _, api::ListParams};
+use tokio::time;
+
+use super::super::{
+    cache::{Caches, pod_facts},
+    clusters::ClusterKey,
+    error::category,
+    metrics::Metrics,
+    resolve::resolve,
+};
+use crate::{
+    operator::{
+        observe::{Cluster, Unseen},
+        webhook::{
+            asked::Asked,
+            budget::refusing,
+            decide::{Look, pod_uid},
+            facts::{Facts, Obstacles, PodFacts, Seen},
+            make::number,
+        },
+    },
+    resource::{CaptureDrain, ClusterRef},
+};
+
+/// How long the API server may take for one look.
+const API_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long a cluster may take.
+const CLUSTER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Who looks.
+pub(super) struct Witness {
+    client: Client,
+    caches: Caches,
+    metrics: Arc<Metrics>,
+}
+
+/// What a call of the API server came to, in time.
+async fn in_time<T>(what: &str, call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, String> {
+    match time::timeout(API_TIMEOUT, call).await {
+        Ok(Ok(found)) => Ok(found),
+        Ok(Err(error)) => Err(format!("{what} cannot be read: {} ({error})", category(&error))),
+        Err(_) => Err(format!("{what} cannot be read within {} ms", API_TIMEOUT.as_millis())),
+    }
+}
+
+impl Witness {
+    pub(super) fn new(client: Client, caches: Caches, metrics: Arc<Metrics>) -> Self {
+        Self { client, caches, metrics }
+    }
+
+    /// What is known without looking.
+    pub(super) fn remember(&self, asked: &Asked) -> Facts {
+        let pod = self.caches.pod_facts(&asked.namespace, &asked.name);
+        let mut facts = Facts {
+            now: Timestamp::now(),
+            asked: asked.clone(),
+            pod: Seen::Cached(None),
+            is_cordoned: None,
+            drains: Vec::new(),
+            cluster: None,
+            obstacles: None,
+        };
+        self.put(&mut facts, Seen::Cached(pod));
+        facts
+    }
+
+    /// Replaces the pod, and what follows from it.
+    fn put(&self, facts: &mut Facts, seen: Seen) {
+        let (Seen::Cached(pod) | Seen::Live(pod)) = &seen;
+        let node = pod.as_ref().and_then(|pod| pod.node.as_deref());
+        facts.is_cordoned = node.and_then(|node| self.caches.is_cordoned(node));
+        let uid = pod.as_ref().map(|pod| pod.pod.uid.clone()).unwrap_or_default();
+        facts.drains = self.caches.drains_of(&facts.asked.namespace, &facts.asked.name, &uid);
+        facts.pod = seen;
+    }
+
+    /// Looks at what the decision asks for.
+    pub(super) async fn look(&self, facts: &mut Facts, look: Look) -> Result<(), String> {
+        match look {
+            Look::Pod => {
+                let pod = self.pod(&facts.asked).await?.as_ref().map(pod_facts);
+                self.put(facts, Seen::Live(pod));
+            }
+            Look::Proof { cluster, drain } => {
+                let (pod, drain, cluster) = futures::join!(
+                    self.pod(&facts.asked),
+                    self.drain(&facts.asked, &drain),
+                    self.cluster(&facts.asked.namespace, cluster)
+                );
+                match (pod, drain) {
+                    (Ok(pod), Ok((name, drain))) => {
+                        self.put(facts, Seen::Live(pod.as_ref().map(pod_facts)));
+                        facts.drains.retain(|other| other.name_any() != name);
+                        facts.drains.extend(drain.map(Arc::new));
+                        facts.cluster = Some(cluster);
+                    }
+                    (Err(why), _) | (_, Err(why)) => facts.cluster = Some(Err(Unseen::Unreachable(why))),
+                }
+            }
+            Look::Obstacles => {
+                let (pod, budgets, withdrawn) =
+                    futures::join!(self.pod(&facts.asked), self.budgets(&facts.asked), self.withdrawals(&facts.asked));
+                let pod = pod?;
+                self.put(facts, Seen::Live(pod.as_ref().map(pod_facts)));
+                let Some(pod) = pod else { return Ok(()) };
+                facts.obstacles = Some(Obstacles {
+                    budget: refusing(&budgets, pod.labels(), is_ready(&pod)),
+                    withdrawn: withdrawn_since(&withdrawn, &pod_facts(&pod), &facts.drains),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    async fn pod(&self, asked: &Asked) -> Result<Option<Pod>, String> {
+        let pods = Api::<Pod>::namespaced(self.client.clone(), &asked.namespace);
+        in_time("the pod", pods.get_opt(&asked.name)).await
+    }
+
+    async fn drain(&self, asked: &Asked, name: &str) -> Result<(String, Option<CaptureDrain>), String> {
+        let drains = Api::<CaptureDrain>::namespaced(self.client.clone(), &asked.namespace);
+        let found = in_time("the CaptureDrain", drains.get_opt(name)).await?;
+        Ok((name.to_owned(), found))
+    }
+
+    async fn cluster(&self, namespace: &str, cluster: ClusterRef) -> Result<Cluster, Unseen> {
+        let key = ClusterKey { namespace: namespace.to_owned(), cluster };
+        let look = async { resolve(&self.client, &key, &self.metrics).await?.look().await };
+        let late = |_| Unseen::Unreachable(format!("no answer within {} s", CLUSTER_TIMEOUT.as_secs()));
+        time::timeout(CLUSTER_TIMEOUT, look).await.map_err(late)?
+    }
+
+    /// Budgets that cannot be read refuse nothing: the API server judges them after this.
+    async fn budgets(&self, asked: &Asked) -> Vec<PodDisruptionBudget> {
+        let budgets = Api::<PodDisruptionBudget>::namespaced(self.client.clone(), &asked.namespace);
+        let found = in_time("the budgets", budgets.list(&ListParams::default())).await;
+        found.map(|list| list.items).unwrap_or_else(|error| {
+            tracing::warn!(namespace = asked.namespace, error, "budgets are left out");
+            Vec::new()
+        })
+    }
+
+    /// What tells of drains that were withdrawn: their objects may be gone, events stay for an hour.
+    async fn withdrawals(&self, asked: &Asked) -> Vec<Event> {
+        let events = Api::<Event>::namespaced(self.client.clone(), &asked.namespace);
+        let told = ListParams::default().fields("reason=DrainWithdrawn,regarding.kind=CaptureDrain");
+        let found = in_time("the events", events.list(&told)).await;
+        found.map(|list| list.items).unwrap_or_else(|error| {
+            tracing::warn!(namespace = asked.namespace, error, "whether a drain was withdrawn is not known");
+            Vec::new()
+        })
+    }
+}
+
+/// As the API server has it, for budgets.
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// The drain of a pod that was withdrawn after every other that there is began.
+fn withdrawn_since(events: &[Event], pod: &PodFacts, drains: &[Arc<CaptureDrain>]) -> Option<String> {
+    let of_pod = drains.iter().filter(|drain| pod_uid(drain) == Some(&pod.pod.uid));
+    let last = of_pod.filter_map(|drain| Some(drain.metadata.creation_timestamp.as_ref()?.0)).max();
+    let told = events.iter().filter_map(|event| {
+        let name = event.regarding.as_ref()?.name.clone()?;
+        let at = event.series.as_ref().map(|series| series.last_observed_time.0).or(Some(event.event_time.as_ref()?.0));
+        number(&pod.pod.uid, &name)?;
+        (at? >= last.unwrap_or(Timestamp::MIN)).then_some((at, name))
+    });
+    told.max().map(|(_, name)| name)
+}
