@@ -2,24 +2,273 @@
 
 use std::time::Duration;
 
-use crate::{nodes, operator, person::Running, site::Site, traffic::now_ms};
+use serde_json::Value;
 
-const DRAIN_MAX: Duration = Duration::from_mins(2);
+use crate::{
+    nodes::{self, NODES, Nodes},
+    operator,
+    person::Running,
+    site::{SLOW, Site},
+    traffic::now_ms,
+    wait::wait_for,
+};
+
+/// How long the command may take.
+pub(crate) const DRAIN_MAX: Duration = Duration::from_mins(3);
+/// What a capture that is not drained yet is denied with.
+pub(crate) const DENIED: &str = "is not drained";
+
+pub(crate) fn is(drain: &Value, condition: &str, status: &str) -> bool {
+    let conditions = drain["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    conditions.iter().any(|one| one["type"] == condition && one["status"] == status)
+}
+
+/// A cluster with the operator in front of it.
+async fn open(values: &[&str]) -> (tokio::sync::MutexGuard<'static, Nodes>, Site) {
+    let nodes = nodes::shared().await;
+    operator::install(&nodes, &[]).await;
+    let site = Site::open(&nodes, values).await;
+    (nodes, site)
+}
 
 #[tokio::test]
 #[ignore = "on nodes: `make e2e`"]
-async fn a_drained_node_loses_nothing() {
-    let nodes = nodes::shared().await;
-    operator::install(&nodes, &["replicas=2"]).await;
-    let site = Site::open(&nodes, &[]).await;
+async fn a_capture_is_drained_before_its_pod_goes() {
+    let (_nodes, site) = open(SLOW).await;
+    site.fill().await;
+    let node = site.node_with(1).await;
+    let capture = site.on(node).await.remove(0);
+    let uid = site.uid(&capture).await;
     let since = now_ms();
-    let drain = Running::drain(&site.admin, "node-b", &[]);
+    let drain = Running::drain(&site.admin, node, &[]);
+    drain.until(DRAIN_MAX, DENIED).await;
+    let proven = site.drain_of(&uid, "a drain of it", |drain| is(drain, "Drained", "True"));
+    proven.await;
     let (code, said) = drain.end(DRAIN_MAX).await;
-    eprintln!("{said}");
+    println!("{said}");
     assert_eq!(code, 0, "{said}\n{}", site.trouble().await);
-    eprintln!("{:?}", site.traffic.lag_since(since));
-    for pod in ["cdc-0", "cdc-1", "cdc-2"] {
-        eprintln!("{pod}\n{}", site.kubectl(&["logs", pod]).await.stdout);
+    assert_eq!(site.end_of(&capture).await, "Drained");
+    let lag = site.traffic.lag_since(since);
+    println!("lag of {} rows: {} ms at p99, {} ms at most", lag.rows, lag.p99, lag.max);
+    let finished = site.drain_of(&uid, "its end", |drain| is(drain, "Finished", "True")).await;
+    assert!(is(&finished, "Succeeded", "True"), "{finished}");
+    site.close().await;
+}
+
+#[tokio::test]
+#[ignore = "on nodes: `make e2e`"]
+async fn two_captures_of_a_node_go_one_after_the_other() {
+    let (_nodes, site) = open(SLOW).await;
+    site.fill().await;
+    let node = site.node_with(2).await;
+    let there = site.on(node).await;
+    let before = site.dispatchers().await;
+    let drain = Running::drain(&site.admin, node, &[]);
+    let first = wait_for(DRAIN_MAX, "the first drain", async || {
+        let captures = site.captures().await;
+        let draining = captures.iter().find(|at| at["liveness"] == "Draining")?;
+        Some(draining["id"].as_str().unwrap().to_owned())
+    })
+    .await;
+    let second = there.iter().find(|other| **other != first).unwrap().clone();
+    // What is to leave next gets nothing while the first one leaves.
+    wait_for(DRAIN_MAX, "the first one's proof", async || {
+        let now = site.dispatchers().await;
+        assert!(
+            now[&second] <= before[&second],
+            "{second} has {} dispatchers, and had {}",
+            now[&second],
+            before[&second]
+        );
+        site.captures().await.iter().any(|at| at["id"] == first && at["liveness"] == "Stopping").then_some(())
+    })
+    .await;
+    let (code, said) = drain.end(DRAIN_MAX).await;
+    assert_eq!(code, 0, "{said}\n{}", site.trouble().await);
+    for capture in &there {
+        assert_eq!(site.end_of(capture).await, "Drained");
+        assert!(said.contains(&format!("pod/{capture} evicted")), "{said}");
     }
+    site.close().await;
+}
+
+#[tokio::test]
+#[ignore = "on nodes: `make e2e`"]
+async fn a_rehearsal_ends_at_once_and_changes_nothing() {
+    let (_nodes, site) = open(&[]).await;
+    let node = site.node_with(1).await;
+    let drain = Running::drain(&site.admin, node, &["--dry-run=server"]);
+    let (code, said) = drain.end(Duration::from_secs(20)).await;
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("would") || said.contains("dry run"), "{said}");
+    assert!(site.drains().await.is_empty(), "{:?}", site.drains().await);
+    assert!(site.history().await.is_empty());
+    site.close().await;
+}
+
+#[tokio::test]
+#[ignore = "on nodes: `make e2e`"]
+async fn who_gives_up_has_the_capture_back() {
+    let (_nodes, site) = open(SLOW).await;
+    site.fill().await;
+    let node = site.node_with(1).await;
+    let capture = site.on(node).await.remove(0);
+    let uid = site.uid(&capture).await;
+    let drain = Running::drain(&site.admin, node, &[]);
+    drain.until(DRAIN_MAX, DENIED).await;
+    let begun = site.drain_of(&uid, "a drain of it", |drain| drain["status"]["epoch"].is_u64()).await;
+    drain.interrupt().await;
+    site.admin.kubectl(&["uncordon", node]).await.ok();
+    let name = begun["metadata"]["name"].as_str().unwrap();
+    assert_eq!(begun["spec"]["releaseAfterSeconds"], 300);
+    let sooner = r#"{"spec":{"releaseAfterSeconds":3}}"#;
+    site.kubectl(&["patch", "cdrain", name, "--type=merge", "-p", sooner]).await.ok();
+    let ended = site.drain_of(&uid, "its end", |drain| is(drain, "Finished", "True")).await;
+    assert!(ended.to_string().contains("EvictionAbandoned"), "{ended}");
+    site.wait_for_liveness(&capture, "Alive").await;
+    assert_eq!(site.uid(&capture).await, uid, "the pod stays");
+    site.close().await;
+}
+
+#[tokio::test]
+#[ignore = "on nodes: `make e2e`"]
+async fn who_asks_again_goes_on_with_the_same_drain() {
+    let (_nodes, site) = open(SLOW).await;
+    site.fill().await;
+    let node = site.node_with(1).await;
+    let capture = site.on(node).await.remove(0);
+    let uid = site.uid(&capture).await;
+    let drain = Running::drain(&site.admin, node, &[]);
+    drain.until(DRAIN_MAX, DENIED).await;
+    site.drain_of(&uid, "a drain of it", |drain| drain["status"]["epoch"].is_u64()).await;
+    drain.interrupt().await;
+    let (code, said) = Running::drain(&site.admin, node, &[]).end(DRAIN_MAX).await;
+    assert_eq!(code, 0, "{said}\n{}", site.trouble().await);
+    let of_it = site.drains().await.into_iter().filter(|drain| drain["status"]["podUID"] == uid.as_str()).count();
+    assert_eq!(of_it, 1, "{:?}", site.drains().await);
+    site.close().await;
+}
+
+#[tokio::test]
+#[ignore = "on nodes: `make e2e`"]
+async fn the_last_capture_of_all_does_not_wedge_its_node() {
+    let (_nodes, site) = open(&["replicas=1", "podDisruptionBudget.enabled=false"]).await;
+    let node = site.node_with(1).await;
+    let (code, said) = Running::drain(&site.admin, node, &[]).end(DRAIN_MAX).await;
+    assert_eq!(code, 0, "{said}\n{}", site.trouble().await);
+    let events = site.kubectl(&["get", "events"]).await.ok();
+    assert!(events.contains("NoPeers"), "{events}");
+    site.close().await;
+}
+
+#[tokio::test]
+#[ignore = "on nodes: `make e2e`"]
+async fn a_budget_that_allows_nothing_is_named_and_no_drain_starts() {
+    let (_nodes, site) = open(&[]).await;
+    let node = site.node_with(1).await;
+    let selector = "--selector=capturedrain.io/service=cdc";
+    site.kubectl(&["create", "pdb", "all-of-them", selector, "--min-available=3"]).await.ok();
+    site.kubectl(&["delete", "pdb", "cdc"]).await;
+    wait_for(DRAIN_MAX, "the budget", async || {
+        let budget = site.kubectl(&["get", "pdb", "all-of-them", "-o", "jsonpath={.status.expectedPods}"]).await;
+        (budget.stdout == "3").then_some(())
+    })
+    .await;
+    let drain = Running::drain(&site.admin, node, &[]);
+    drain.until(DRAIN_MAX, "all-of-them").await;
+    assert!(site.drains().await.is_empty(), "{:?}", site.drains().await);
+    site.kubectl(&["delete", "pdb", "all-of-them"]).await.ok();
+    let (code, said) = drain.end(DRAIN_MAX).await;
+    assert_eq!(code, 0, "{said}\n{}", site.trouble().await);
+    site.close().await;
+}
+
+#[tokio::test]
+#[ignore = "on nodes: `make e2e`"]
+async fn a_pod_that_is_made_anew_elsewhere_is_not_waited_for() {
+    let (_nodes, site) = open(SLOW).await;
+    site.fill().await;
+    let node = site.node_with(1).await;
+    let capture = site.on(node).await.remove(0);
+    let uid = site.uid(&capture).await;
+    let drain = Running::drain(&site.admin, node, &[]);
+    drain.until(DRAIN_MAX, DENIED).await;
+    site.kubectl(&["delete", "pod", &capture, "--force", "--grace-period=0"]).await.ok();
+    let (code, said) = drain.end(DRAIN_MAX).await;
+    assert_eq!(code, 0, "{said}\n{}", site.trouble().await);
+    let now = site.uid(&capture).await;
+    assert_ne!(now, uid);
+    assert!(
+        site.drains().await.iter().all(|drain| drain["status"]["podUID"] != now.as_str()),
+        "the new pod is left alone"
+    );
+    site.close().await;
+}
+
+#[tokio::test]
+#[ignore = "on nodes: `make e2e`"]
+async fn the_coordinators_pod_is_drained_like_any_other() {
+    let (_nodes, site) = open(&[]).await;
+    let coordinator = site.coordinator().await;
+    let node = site.pod(&coordinator).await["spec"]["nodeName"].as_str().unwrap().to_owned();
+    let since = now_ms();
+    let (code, said) = Running::drain(&site.admin, &node, &[]).end(DRAIN_MAX).await;
+    assert_eq!(code, 0, "{said}\n{}", site.trouble().await);
+    assert_eq!(site.end_of(&coordinator).await, "Drained");
+    let lag = site.traffic.lag_since(since);
+    println!("lag of {} rows: {} ms at p99, {} ms at most", lag.rows, lag.p99, lag.max);
+    site.close().await;
+}
+
+#[tokio::test]
+#[ignore = "on nodes: `make e2e`"]
+async fn a_drain_survives_its_coordinator() {
+    let (nodes, site) = open(SLOW).await;
+    site.fill().await;
+    let coordinator = site.coordinator().await;
+    let captures = site.captures().await;
+    let others = captures.iter().map(|at| at["id"].as_str().unwrap()).filter(|id| *id != coordinator);
+    let capture = others.last().unwrap().to_owned();
+    let (uid, pod) = (site.uid(&capture).await, site.pod(&coordinator).await);
+    let asked = site.evict(&capture, &kube::api::EvictParams::default()).await;
+    assert_eq!(asked.0, 429, "{asked:?}");
+    let begun = site.drain_of(&uid, "a drain of it", |drain| drain["status"]["epoch"].is_u64()).await;
+    nodes.node(pod["spec"]["nodeName"].as_str().unwrap()).kill_container(&pod);
+    let proven = site.drain_of(&uid, "the proof", |drain| is(drain, "Drained", "True")).await;
+    assert_eq!(proven["status"]["epoch"], begun["status"]["epoch"]);
+    site.close().await;
+}
+
+#[tokio::test]
+#[ignore = "on nodes: `make e2e`"]
+async fn without_a_destination_a_drain_stalls_says_so_and_goes_on() {
+    let (nodes, site) = open(&[SLOW, &["replicas=2"]].concat()).await;
+    site.run(&[
+        "changefeed",
+        "create",
+        "--id",
+        "ballast",
+        "--source",
+        "synthetic://?tables=2000&rate=1",
+        "--sink",
+        "blackhole://",
+    ])
+    .await
+    .ok();
+    let (node, other) = (NODES[0], NODES[1]);
+    let [capture] = &site.on(node).await[..] else { panic!("{}", site.trouble().await) };
+    let [destination] = &site.on(other).await[..] else { panic!("{}", site.trouble().await) };
+    let uid = site.uid(capture).await;
+    for node in NODES {
+        site.admin.kubectl(&["cordon", node]).await.ok();
+    }
+    assert_eq!(site.evict(capture, &kube::api::EvictParams::default()).await.0, 429);
+    site.drain_of(&uid, "a drain of it", |drain| drain["status"]["epoch"].is_u64()).await;
+    site.kubectl(&["delete", "pod", destination, "--force", "--grace-period=0"]).await.ok();
+    let stalled = site.drain_of(&uid, "a stall", |drain| is(drain, "Stalled", "True")).await;
+    assert!(stalled.to_string().contains("NoDestination"), "{stalled}");
+    site.admin.kubectl(&["uncordon", other]).await.ok();
+    site.drain_of(&uid, "the proof", |drain| is(drain, "Drained", "True")).await;
+    drop(nodes);
     site.close().await;
 }

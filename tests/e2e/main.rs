@@ -6,6 +6,7 @@
 #[allow(dead_code, reason = "other targets use more of it")]
 mod api_server;
 mod drain;
+mod hook;
 mod image;
 mod nodes;
 mod operator;
@@ -16,5 +17,7 @@ mod proof;
 mod rollout;
 mod site;
 mod traffic;
+mod uninstall;
 #[path = "../support/wait.rs"]
 mod wait;
+mod webhook;

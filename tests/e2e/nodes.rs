@@ -22,6 +22,8 @@ use crate::{
 
 /// How long anything may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
+/// What the nodes are called.
+pub(crate) const NODES: [&str; 2] = ["node-a", "node-b"];
 /// Where DNS answers, and where this host is for pods.
 pub(crate) const HOST: &str = "10.199.0.1";
 /// The controllers of cgroup v1.
@@ -41,7 +43,7 @@ pub(crate) struct Nodes {
     pub(crate) both: [Node; 2],
     _others: Vec<Process>,
     pub(crate) api: ApiServer,
-    folder: Folder,
+    _folder: Folder,
 }
 
 /// The one that all tests share, for the test that has it now.
@@ -79,7 +81,7 @@ fn make_cgroup(name: &str) {
 
 impl Node {
     async fn start(api: &ApiServer, folder: &Path, index: u8) -> Self {
-        let (name, address) = [("node-a", HOST), ("node-b", "10.199.0.2")][usize::from(index)];
+        let (name, address) = (NODES[usize::from(index)], [HOST, "10.199.0.2"][usize::from(index)]);
         let folder = folder.join(name);
         for sub in ["cni", "kubelet", "logs", "plugins"] {
             fs::create_dir_all(folder.join(sub)).unwrap();
@@ -154,6 +156,12 @@ impl Node {
     pub(crate) fn log(&self, name: &str) -> String {
         let text = fs::read_to_string(self.folder.join(name)).unwrap_or_default();
         text.lines().rev().take(15).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// Kills the container of a pod, as running out of memory does: the kubelet starts it again.
+    pub(crate) fn kill_container(&self, pod: &Value) {
+        let id = pod["status"]["containerStatuses"][0]["containerID"].as_str().unwrap();
+        self.ctr(&["tasks", "kill", "--signal", "SIGKILL", id.trim_start_matches("containerd://")]);
     }
 
     /// Runs `ctr` on this node's containerd.
@@ -251,7 +259,7 @@ impl Nodes {
                 node.ctr(&["images", "import", archive.to_str().unwrap()]);
             }
         }
-        let nodes = Self { both: nodes, _others: others, api, folder };
+        let nodes = Self { both: nodes, _others: others, api, _folder: folder };
         wait_for(PATIENCE, &format!("nodes: {}", nodes.both[0].log("kubelet.log")), async || {
             let list = nodes.admin().kubectl(&["get", "nodes", "-o", "json"]).await;
             let list: Value = serde_json::from_str(&list.stdout).unwrap_or_default();
@@ -271,9 +279,9 @@ impl Nodes {
         self.api.admin()
     }
 
-    /// A folder that goes with the cluster.
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
+    /// A node by its name.
+    pub(crate) fn node(&self, name: &str) -> &Node {
+        self.both.iter().find(|node| node.name == name).unwrap()
     }
 }
 

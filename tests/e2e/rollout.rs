@@ -1,20 +1,93 @@
 //! Captures leave because their pods are replaced.
 
 use crate::{
-    nodes,
-    site::{NAME, Site},
-    traffic::now_ms,
+    image::CAPTUREDRAIN,
+    nodes::{self, Nodes},
+    operator,
+    site::{NAME, SLOW, Site},
+    traffic::{Lag, now_ms},
 };
+
+/// Replaces every pod, and waits until all are.
+async fn restart(site: &Site) -> Lag {
+    let (since, set) = (now_ms(), format!("statefulset/{NAME}"));
+    site.kubectl(&["rollout", "restart", &set]).await.ok();
+    wait_for_rollout(site).await;
+    site.traffic.lag_since(since)
+}
+
+async fn wait_for_rollout(site: &Site) {
+    let set = format!("statefulset/{NAME}");
+    let said = site.kubectl(&["rollout", "status", &set, "--timeout=110s"]).await;
+    assert!(said.code == 0, "{said:?}\n{}", site.trouble().await);
+}
+
+fn tell(what: &str, lag: Lag) {
+    println!("{what}: lag of {} rows: {} ms at p99, {} ms at most", lag.rows, lag.p99, lag.max);
+}
 
 #[tokio::test]
 #[ignore = "on nodes: `make e2e`"]
-async fn a_rolling_restart_loses_nothing() {
+async fn a_rolling_restart_drains_each_pod_by_its_hook() {
     let nodes = nodes::shared().await;
-    let site = Site::open(&nodes, &["hook.enabled=false"]).await;
-    let since = now_ms();
-    site.kubectl(&["rollout", "restart", &format!("statefulset/{NAME}")]).await.ok();
-    site.kubectl(&["rollout", "status", &format!("statefulset/{NAME}"), "--timeout=110s"]).await.ok();
-    eprintln!("{:?}", site.traffic.lag_since(since));
-    eprintln!("{}", site.trouble().await);
+    let site = Site::open(&nodes, &[]).await;
+    tell("with the hook", restart(&site).await);
+    let history = site.history().await;
+    for capture in ["cdc-0", "cdc-1", "cdc-2"] {
+        let end = history.iter().find(|end| end["target"] == capture).unwrap_or_else(|| panic!("{history:?}"));
+        assert_eq!(end["outcome"], "Drained", "{end}");
+        assert!(end["requesters"].to_string().contains("prestop"), "{end}");
+    }
+    // The same without a hook and without a drain: what captures did before.
+    let off = ["hook.enabled=false", "config.CAPTUREDRAIN_SHUTDOWN_TIMEOUT=0s"];
+    site.helm("upgrade", &off).await;
+    wait_for_rollout(&site).await;
+    tell("without", restart(&site).await);
     site.close().await;
+}
+
+#[tokio::test]
+#[ignore = "on nodes: `make e2e`"]
+async fn an_upgrade_of_the_captures_and_its_rollback_lose_nothing() {
+    let nodes = nodes::shared().await;
+    let site = Site::open(&nodes, &[]).await;
+    for node in &nodes.both {
+        let tagged = |tag: &str| format!("{}:{tag}", CAPTUREDRAIN.0);
+        node.ctr(&["images", "tag", "--force", &tagged(CAPTUREDRAIN.1), &tagged("next")]);
+    }
+    let since = now_ms();
+    site.helm("upgrade", &["image.tag=next"]).await;
+    wait_for_rollout(&site).await;
+    let images = site.kubectl(&["get", "pods", "-o", "jsonpath={.items[*].spec.containers[0].image}"]).await.ok();
+    assert_eq!(images.matches(":next").count(), 3, "{images}");
+    site.rollback().await;
+    wait_for_rollout(&site).await;
+    tell("upgrade and rollback", site.traffic.lag_since(since));
+    let history = site.history().await;
+    let drained = history.iter().filter(|end| end["outcome"] == "Drained").count();
+    assert_eq!(drained, 6, "{history:?}");
+    site.close().await;
+}
+
+#[tokio::test]
+#[ignore = "on nodes: `make e2e`"]
+async fn an_upgrade_of_the_operator_in_mid_drain_goes_on_with_it() {
+    let nodes = nodes::shared().await;
+    operator::install(&nodes, &[]).await;
+    let site = Site::open(&nodes, SLOW).await;
+    site.fill().await;
+    let (capture, uid) = ("cdc-1", site.uid("cdc-1").await);
+    assert_eq!(site.evict(capture, &kube::api::EvictParams::default()).await.0, 429);
+    let begun = site.drain_of(&uid, "a drain of it", |drain| drain["status"]["epoch"].is_u64()).await;
+    operator::install(&nodes, &["podLabels.rolled=yes"]).await;
+    let proven = site.drain_of(&uid, "the proof", |drain| drain["status"]["liveness"] == "Stopping").await;
+    assert_eq!(proven["status"]["epoch"], begun["status"]["epoch"]);
+    operator_rolled(&nodes).await;
+    site.close().await;
+}
+
+async fn operator_rolled(nodes: &Nodes) {
+    let pods = ["get", "pods", "-n", operator::NAMESPACE, "-l", "rolled=yes", "-o", "name"];
+    let rolled = nodes.admin().kubectl(&pods).await.ok();
+    assert_eq!(rolled.lines().count(), 2, "{rolled}");
 }

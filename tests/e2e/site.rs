@@ -1,12 +1,15 @@
 //! A cluster of captures on the nodes, installed by its chart, that replicates from one etcd to another.
 
 use std::{
+    collections::BTreeMap,
     env,
     process::Stdio,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, api::EvictParams};
 use serde_json::{Value, json};
 use tokio::{process::Command, time};
 
@@ -16,7 +19,7 @@ use crate::{
         etcd::Etcd,
     },
     image::CAPTUREDRAIN,
-    nodes::{HOST, Nodes, PATIENCE},
+    nodes::{HOST, NODES, Nodes, PATIENCE},
     traffic::{FAST, Traffic},
     wait::wait_for,
 };
@@ -31,7 +34,7 @@ pub(crate) struct Site {
     pub(crate) namespace: String,
     pub(crate) admin: Access,
     pub(crate) traffic: Traffic,
-    _store: Etcd,
+    store: Etcd,
     values: Vec<String>,
 }
 
@@ -62,7 +65,7 @@ impl Site {
             "config.CAPTUREDRAIN_HEARTBEAT=300ms".to_owned(),
         ];
         let values = own.into_iter().chain(values.iter().map(|value| (*value).to_owned())).collect();
-        let site = Self { namespace, admin: nodes.admin().clone(), traffic, _store: store, values };
+        let site = Self { namespace, admin: nodes.admin().clone(), traffic, store, values };
         let label = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": site.namespace, "labels": {
             "pod-security.kubernetes.io/enforce": "restricted"}}});
         site.admin.kubectl_with(&["apply", "-f", "-"], &label.to_string()).await.ok();
@@ -112,6 +115,47 @@ impl Site {
         list["items"].as_array().cloned().unwrap_or_default()
     }
 
+    /// A pod, once it is there.
+    pub(crate) async fn pod(&self, name: &str) -> Value {
+        wait_for(PATIENCE, name, async || {
+            let said = self.kubectl(&["get", "pod", name, "-o", "json"]).await;
+            serde_json::from_str(&said.stdout).ok()
+        })
+        .await
+    }
+
+    pub(crate) async fn uid(&self, pod: &str) -> String {
+        self.pod(pod).await["metadata"]["uid"].as_str().unwrap().to_owned()
+    }
+
+    /// The captures that are on a node.
+    pub(crate) async fn on(&self, node: &str) -> Vec<String> {
+        let pods = self.pods().await;
+        let there = pods.iter().filter(|pod| pod["spec"]["nodeName"] == node);
+        there.map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// A node with so many captures.
+    pub(crate) async fn node_with(&self, count: usize) -> &'static str {
+        for node in NODES {
+            if self.on(node).await.len() == count {
+                return node;
+            }
+        }
+        panic!("no node has {count} captures: {}", self.trouble().await)
+    }
+
+    /// Waits until so many captures are ready.
+    pub(crate) async fn wait_until_ready(&self, count: usize) {
+        let ready = |pod: &Value| {
+            pod["status"]["containerStatuses"][0]["ready"] == true && pod["metadata"]["deletionTimestamp"].is_null()
+        };
+        wait_for(PATIENCE, "captures that are ready", async || {
+            (self.pods().await.iter().filter(|pod| ready(pod)).count() == count).then_some(())
+        })
+        .await;
+    }
+
     /// Where the captures are for clients.
     pub(crate) async fn server(&self) -> String {
         let said = self.kubectl(&["get", "service", NAME, "-o", "jsonpath={.spec.clusterIP}"]).await;
@@ -120,11 +164,13 @@ impl Site {
 
     /// Runs a command of this project's command line against it.
     pub(crate) async fn run(&self, args: &[&str]) -> Said {
-        let mut command = Command::new(BINARY);
-        command.args(args).env("CAPTUREDRAIN_SERVER", self.server().await).stdin(Stdio::null()).kill_on_drop(true);
-        let output = time::timeout(PATIENCE, command.output()).await.expect("a command that ends").unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Said { code: output.status.code().unwrap_or(-1), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+        run_at(&self.server().await, args).await
+    }
+
+    /// Takes the last `helm upgrade` back.
+    pub(crate) async fn rollback(&self) {
+        let said = helm(&self.admin, &["rollback", NAME, "-n", &self.namespace, "--wait", "--timeout", "3m"]).await;
+        assert!(said.code == 0, "{said:?}\n{}", self.trouble().await);
     }
 
     async fn create_changefeed(&self) {
@@ -143,6 +189,98 @@ impl Site {
         };
         let created = time::timeout(Duration::from_mins(1), created).await;
         assert!(created.is_ok(), "{last}\n{}", self.trouble().await);
+    }
+
+    /// Adds a changefeed of made-up tables, so that a capture takes about ten seconds to be drained, one by one.
+    pub(crate) async fn fill(&self) {
+        let create = ["changefeed", "create", "--id", "ballast", "--sink", "blackhole://"];
+        self.run(&[&create[..], &["--source", "synthetic://?tables=3000&rate=1"]].concat()).await.ok();
+        wait_for(PATIENCE, "ballast on every capture", async || {
+            let counts: Vec<_> =
+                self.captures().await.iter().map(|at| at["dispatcher_count"].as_u64().unwrap_or(0)).collect();
+            (counts.iter().sum::<u64>() >= 3000 && counts.iter().all(|count| *count > 500)).then_some(())
+        })
+        .await;
+    }
+
+    /// How many dispatchers each capture has.
+    pub(crate) async fn dispatchers(&self) -> BTreeMap<String, u64> {
+        let captures = self.captures().await;
+        let count = |at: &Value| (at["id"].as_str().unwrap().to_owned(), at["dispatcher_count"].as_u64().unwrap_or(0));
+        captures.iter().map(count).collect()
+    }
+
+    /// What has become of drains, the latest first: their targets, ends and requesters.
+    pub(crate) async fn history(&self) -> Vec<Value> {
+        let said = self.run(&["history", "-o", "json"]).await;
+        serde_json::from_str::<Value>(&said.ok()).unwrap().as_array().cloned().unwrap_or_default()
+    }
+
+    /// How the last drain of a capture ended.
+    pub(crate) async fn end_of(&self, capture: &str) -> String {
+        wait_for(PATIENCE, "the end of its drain", async || {
+            let history = self.history().await;
+            let ends = history.iter().filter(|end| end["target"] == capture);
+            ends.max_by_key(|end| end["drain_epoch"].as_u64()).map(|end| end["outcome"].as_str().unwrap().to_owned())
+        })
+        .await
+    }
+
+    /// Waits for the end of a capture's drain without the API server's help.
+    pub(crate) async fn wait_for_end_at(&self, server: &str, capture: &str, outcome: &str) {
+        wait_for(PATIENCE, "the end of its drain", async || {
+            let said = run_at(server, &["history", "-o", "json"]).await;
+            let history: Value = serde_json::from_str(&said.stdout).ok()?;
+            let history = history.as_array()?;
+            history.iter().any(|end| end["target"] == capture && end["outcome"] == outcome).then_some(())
+        })
+        .await;
+    }
+
+    /// When the hook of the pod that is drained gives up, or that of the last one did: as the store has it.
+    pub(crate) async fn hook_deadline(&self) -> u64 {
+        let mut client = etcd_client::Client::connect([self.store.client_url()], None).await.unwrap();
+        let options = etcd_client::GetOptions::new().with_prefix();
+        let found = client.get("/capturedrain/", Some(options)).await.unwrap();
+        let records = found.kvs().iter().filter(|kv| kv.key_str().unwrap_or_default().contains("/drain/"));
+        let values = records.filter_map(|kv| serde_json::from_slice::<Value>(kv.value()).ok());
+        let deadline =
+            |value: Value| value["hook_deadline_ms"].as_u64().or_else(|| value["record"]["hook_deadline_ms"].as_u64());
+        values.filter_map(deadline).max().expect("a hook has said how long it waits")
+    }
+
+    /// The `CaptureDrain`s of this namespace.
+    pub(crate) async fn drains(&self) -> Vec<Value> {
+        let list = self.admin.kubectl_json(&["-n", &self.namespace, "get", "cdrain"]).await;
+        list["items"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// Waits until some `CaptureDrain` of a pod is as it should be.
+    pub(crate) async fn drain_of(&self, uid: &str, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+        wait_for(PATIENCE, what, async || {
+            let drains = self.drains().await;
+            drains.into_iter().find(|drain| drain["status"]["podUID"] == uid && is(drain))
+        })
+        .await
+    }
+
+    /// Waits until a capture is as it should be.
+    pub(crate) async fn wait_for_liveness(&self, capture: &str, liveness: &str) {
+        wait_for(PATIENCE, &format!("{capture} to be {liveness}"), async || {
+            let captures = self.captures().await;
+            captures.iter().any(|at| at["id"] == capture && at["liveness"] == liveness).then_some(())
+        })
+        .await;
+    }
+
+    /// Asks for the eviction of a pod, once: the code, and what is said.
+    pub(crate) async fn evict(&self, pod: &str, params: &EvictParams) -> (u16, String) {
+        let pods: Api<Pod> = Api::namespaced(self.admin.client().await, &self.namespace);
+        match pods.evict(pod, params).await {
+            Ok(status) => (201, status.message),
+            Err(kube::Error::Api(status)) => (status.code, status.message.clone()),
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// The captures as the cluster tells of them.
@@ -170,6 +308,14 @@ impl Site {
     }
 }
 
+async fn run_at(server: &str, args: &[&str]) -> Said {
+    let mut command = Command::new(BINARY);
+    command.args(args).env("CAPTUREDRAIN_SERVER", server).stdin(Stdio::null()).kill_on_drop(true);
+    let output = time::timeout(PATIENCE, command.output()).await.expect("a command that ends").unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Said { code: output.status.code().unwrap_or(-1), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+}
+
 /// Removes a namespace without waiting for what its pods would like to do.
 pub(crate) async fn sweep(admin: &Access, namespace: &str) {
     let pods = ["delete", "pods", "--all", "-n", namespace, "--force", "--grace-period=0", "--wait=false"];
@@ -178,3 +324,6 @@ pub(crate) async fn sweep(admin: &Access, namespace: &str) {
     admin.kubectl(&pods).await;
     admin.kubectl(&["delete", "namespace", namespace, "--wait=false"]).await;
 }
+
+/// Values with which dispatchers move one by one.
+pub(crate) const SLOW: &[&str] = &["config.CAPTUREDRAIN_DRAIN_DISPATCHER_BATCH_SIZE=1"];

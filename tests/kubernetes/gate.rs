@@ -50,8 +50,7 @@ impl Caller {
 
     /// One attempt, with delete options as given.
     pub(crate) async fn evict_with(&self, pod: &str, options: Value, query: &str) -> Answer {
-        let mut eviction =
-            json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": self.namespace}});
+        let mut eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": self.namespace}});
         if !options.is_null() {
             eviction["deleteOptions"] = options;
         }
@@ -152,12 +151,7 @@ pub(crate) async fn scene(stem: &str, tables: usize) -> (Shop, Gate, Caller) {
     scene_with(stem, tables, "3s", &[]).await
 }
 
-pub(crate) async fn scene_with(
-    stem: &str,
-    tables: usize,
-    lease: &'static str,
-    more: &[&str],
-) -> (Shop, Gate, Caller) {
+pub(crate) async fn scene_with(stem: &str, tables: usize, lease: &'static str, more: &[&str]) -> (Shop, Gate, Caller) {
     let shop = Shop::open_with(api_server::shared().await, stem, tables, lease).await;
     for pod in ["cdc-0", "cdc-1", "cdc-2"] {
         settle(&shop, pod).await;

@@ -37,7 +37,8 @@ pub fn answer(uid: &str, asked: &Asked, decision: &Decision) -> Value {
             response["status"] = status(429, "TooManyRequests", asked, &denial);
         }
         Decision::Gone => {
-            let message = format!("pods \"{}\" not found: the one that was to go is gone, this is its successor", asked.name);
+            let message =
+                format!("pods \"{}\" not found: the one that was to go is gone, this is its successor", asked.name);
             response["allowed"] = false.into();
             response["status"] = json!({
                 "status": "Failure", "code": 404, "reason": "NotFound", "message": message,

@@ -78,7 +78,9 @@ async fn evict(State(hall): State<Hall>, body: Bytes) -> Response {
     let began = Instant::now();
     let review: Review = match serde_json::from_slice(&body) {
         Ok(review) => review,
-        Err(error) => return (StatusCode::BAD_REQUEST, format!("that is no AdmissionReview: {error}\n")).into_response(),
+        Err(error) => {
+            return (StatusCode::BAD_REQUEST, format!("that is no AdmissionReview: {error}\n")).into_response();
+        }
     };
     let uid = review.request.uid.clone();
     let asked = Asked::from(review.request);
