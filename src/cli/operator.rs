@@ -116,7 +116,10 @@ impl WebhookArgs {
     fn config(self, namespace: &str) -> Result<Option<WebhookConfig>, Failure> {
         let Some(addr) = self.webhook_addr else { return Ok(None) };
         if self.webhook_cert_life < CERT_LIFE_MIN {
-            return Err(Failure::usage(format!("--webhook-cert-life has to be at least {} s", CERT_LIFE_MIN.as_secs())));
+            return Err(Failure::usage(format!(
+                "--webhook-cert-life has to be at least {} s",
+                CERT_LIFE_MIN.as_secs()
+            )));
         }
         let mut names = vec![format!("{}.{namespace}.svc", self.webhook_service)];
         names.extend(self.webhook_host);

@@ -50,8 +50,7 @@ impl Caller {
 
     /// One attempt, with delete options as given.
     pub(crate) async fn evict_with(&self, pod: &str, options: Value, query: &str) -> Answer {
-        let mut eviction =
-            json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": self.namespace}});
+        let mut eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": self.namespace}});
         if !options.is_null() {
             eviction["deleteOptions"] = options;
         }
@@ -152,12 +151,7 @@ pub(crate) async fn scene(stem: &str, tables: usize) -> (Shop, Gate, Caller) {
     scene_with(stem, tables, "3s", &[]).await
 }
 
-pub(crate) async fn scene_with(
-    stem: &str,
-    tables: usize,
-    lease: &'static str,
-    more: &[&str],
-) -> (Shop, Gate, Caller) {
+pub(crate) async fn scene_with(stem: &str, tables: usize, lease: &'static str, more: &[&str]) -> (Shop, Gate, Caller) {
     let shop = Shop::open_with(api_server::shared().await, stem, tables, lease).await;
     for pod in ["cdc-0", "cdc-1", "cdc-2"] {
         settle(&shop, pod).await;
@@ -166,6 +160,8 @@ pub(crate) async fn scene_with(
     configure(&shop, &shop.namespace, gate.port, "Fail").await;
     gate.wait_until_ready().await;
     gate.operator.wait_until_leading().await;
+    // A CRD that was just installed may take a while to take its first object.
+    shop.reject(1).await;
     let caller = Caller::new(&shop.admin, &shop.namespace).await;
     // The configuration reaches the API server's memory a moment after it was written.
     wait_for("evictions to be sent", async || {

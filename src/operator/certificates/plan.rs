@@ -99,12 +99,8 @@ impl Held {
             (None, Some(old)) => Change::Switched { old, since },
             (None, None) => Change::None,
         };
-        let held = Self {
-            signer: pair(SIGNER)?,
-            leaf: pair(LEAF)?,
-            change,
-            is_wanted: annotations.contains_key(ROTATE_CA),
-        };
+        let held =
+            Self { signer: pair(SIGNER)?, leaf: pair(LEAF)?, change, is_wanted: annotations.contains_key(ROTATE_CA) };
         held.is_sound(now).then_some(held)
     }
 

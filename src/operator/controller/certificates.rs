@@ -185,7 +185,8 @@ impl Keeper {
             let step = held.as_ref().map(|held| held.step(now, &self.config.certificates));
             match (&held, step) {
                 (Some(_), Some(Step::Wait(until))) => {
-                    next = Duration::try_from(until.duration_since(now)).unwrap_or_default() + Duration::from_millis(10);
+                    next =
+                        Duration::try_from(until.duration_since(now)).unwrap_or_default() + Duration::from_millis(10);
                 }
                 (Some(held), Some(step)) => {
                     // What is published first, nobody has to wait for twice.
@@ -271,7 +272,8 @@ impl Keeper {
         });
         let params = PatchParams::apply(BUNDLE_MANAGER).force();
         let written = self.configurations().patch(name, &params, &Patch::Apply(part)).await;
-        let failed = |error| Error::new("write", format!("MutatingWebhookConfiguration {name}"))(error).chain().to_string();
+        let failed =
+            |error| Error::new("write", format!("MutatingWebhookConfiguration {name}"))(error).chain().to_string();
         self.configuration = Known::There(Box::new(written.map_err(failed)?));
         Ok(())
     }
@@ -280,7 +282,8 @@ impl Keeper {
     fn adopt(&self, now: Timestamp) {
         let Some(secret) = self.secret.get() else { return };
         let data = data(secret);
-        let text = |key: &str| data.get(key).and_then(|bytes| String::from_utf8(bytes.clone()).ok()).unwrap_or_default();
+        let text =
+            |key: &str| data.get(key).and_then(|bytes| String::from_utf8(bytes.clone()).ok()).unwrap_or_default();
         let found = match Serving::of(&Pair { certificate: text(CERTIFICATE), key: text(KEY) }) {
             Ok(found) => found,
             Err(error) => {

@@ -30,14 +30,15 @@ pub fn answer(uid: &str, asked: &Asked, decision: &Decision) -> Value {
             response["allowed"] = false.into();
             response["status"] = status(429, "TooManyRequests", asked, denial);
         }
-        Decision::Begin(_) => {
+        Decision::Begin { .. } => {
             let message = format!("pod {} is not drained, its drain is about to begin", asked.name);
             let denial = Denial::not_drained("NotDrained", message, None);
             response["allowed"] = false.into();
             response["status"] = status(429, "TooManyRequests", asked, &denial);
         }
         Decision::Gone => {
-            let message = format!("pods \"{}\" not found: the one that was to go is gone, this is its successor", asked.name);
+            let message =
+                format!("pods \"{}\" not found: the one that was to go is gone, this is its successor", asked.name);
             response["allowed"] = false.into();
             response["status"] = json!({
                 "status": "Failure", "code": 404, "reason": "NotFound", "message": message,

@@ -1,8 +1,6 @@
 //! Whether a `PodDisruptionBudget` would refuse the eviction anyway: then nothing is drained for it.
 
-use k8s_openapi::{
-    api::policy::v1::PodDisruptionBudget, apimachinery::pkg::apis::meta::v1::LabelSelector,
-};
+use k8s_openapi::{api::policy::v1::PodDisruptionBudget, apimachinery::pkg::apis::meta::v1::LabelSelector};
 use kube::{
     ResourceExt,
     core::{Selector, SelectorExt as _},
@@ -19,9 +17,7 @@ pub fn refusing(budgets: &[PodDisruptionBudget], labels: &Marks, is_ready: bool)
 fn selects(budget: &PodDisruptionBudget, labels: &Marks) -> bool {
     let selector: Option<&LabelSelector> = budget.spec.as_ref().and_then(|spec| spec.selector.as_ref());
     // One that makes no sense selects nothing, as it does for the API server.
-    selector.is_some_and(|selector| {
-        Selector::try_from(selector.clone()).is_ok_and(|selector| selector.matches(labels))
-    })
+    selector.is_some_and(|selector| Selector::try_from(selector.clone()).is_ok_and(|selector| selector.matches(labels)))
 }
 
 fn refuses(budget: &PodDisruptionBudget, is_ready: bool) -> bool {

@@ -61,7 +61,12 @@ pub enum Decision {
     /// The pod that the caller wanted gone is gone.
     Gone,
     /// A drain has to begin first.
-    Begin(ClusterRef),
+    Begin {
+        /// Of this pod.
+        pod: Box<PodFacts>,
+        /// Its cluster.
+        cluster: ClusterRef,
+    },
 }
 
 /// Why a pod may go.
@@ -241,8 +246,7 @@ fn during(facts: &Facts, pod: &PodFacts, drain: &CaptureDrain) -> Step {
 
 /// A cluster that was never reached has no clock for the deadline, so that this one counts.
 fn is_unseen_for_too_long(drain: &CaptureDrain, now: Timestamp) -> bool {
-    let is_unseen =
-        matches!(stalled(drain), Some("ClusterUnreachable" | "Unauthorized" | "DrainUnsupported"));
+    let is_unseen = matches!(stalled(drain), Some("ClusterUnreachable" | "Unauthorized" | "DrainUnsupported"));
     let made = drain.metadata.creation_timestamp.as_ref().map(|at| at.0);
     let deadline = drain.spec.deadline_seconds.filter(|_| drain.spec.on_deadline == LimitPolicy::Proceed);
     let age = made.zip(deadline).map(|(made, seconds)| now.duration_since(made) >= SignedDuration::from_secs(seconds));
@@ -315,9 +319,8 @@ fn agrees(drain: &CaptureDrain, capture: &CaptureView, cluster: &Cluster) -> boo
     let of_this = |epoch: &str, target: &str| target == capture.id && epoch == capture.node_epoch;
     let last = cluster.ends.iter().rfind(|end| of_this(&end.node_epoch, &end.target));
     let epoch = status.epoch.and_then(|epoch| u64::try_from(epoch).ok());
-    let is_last = last.is_none_or(|end| {
-        Some(end.drain_epoch) == epoch && end.outcome == outcome_name(DrainOutcome::Drained)
-    });
+    let is_last =
+        last.is_none_or(|end| Some(end.drain_epoch) == epoch && end.outcome == outcome_name(DrainOutcome::Drained));
     capture.liveness == "Stopping" && is_last
 }
 
@@ -363,6 +366,5 @@ fn begin(facts: &Facts, pod: &PodFacts, cluster: &ClusterRef) -> Step {
     if let Some(drain) = &obstacles.withdrawn {
         return Step::Answer(Decision::Deny(Denial::withdrawn(name, drain.clone())));
     }
-    debug_assert!(!pod.pod.uid.is_empty(), "a pod has a UID");
-    Step::Answer(Decision::Begin(cluster.clone()))
+    Step::Answer(Decision::Begin { pod: Box::new(pod.clone()), cluster: cluster.clone() })
 }
