@@ -5,6 +5,7 @@
 #[path = "../support/api_server.rs"]
 #[allow(dead_code, reason = "other targets use more of it")]
 mod api_server;
+mod certificates;
 mod chart;
 mod crd;
 mod ends;
