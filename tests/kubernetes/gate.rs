@@ -80,9 +80,22 @@ impl Caller {
     }
 }
 
-/// Has the evictions of a namespace sent to these ports of this host, the first webhook of each configuration to one.
+/// Has the evictions of a namespace sent to a port of this host.
 pub(crate) async fn configure(shop: &Shop, name: &str, port: u16, failure_policy: &str) {
-    let webhook = json!({
+    apply(shop, name, webhook(shop, port, failure_policy)).await;
+}
+
+/// A configuration with this webhook. Who is believed stays as it is.
+async fn apply(shop: &Shop, name: &str, webhook: Value) {
+    let configuration = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
+        "metadata": {"name": name}, "webhooks": [webhook],
+    });
+    shop.apply(&configuration.to_string()).await;
+}
+
+fn webhook(shop: &Shop, port: u16, failure_policy: &str) -> Value {
+    json!({
         "name": WEBHOOK,
         "admissionReviewVersions": ["v1"],
         "sideEffects": "NoneOnDryRun",
@@ -92,12 +105,7 @@ pub(crate) async fn configure(shop: &Shop, name: &str, port: u16, failure_policy
         "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods/eviction"], "scope": "Namespaced"}],
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": shop.namespace}},
         "matchConditions": [{"name": "pods-of-captures", "expression": "request.name.matches('-[0-9]+$')"}],
-    });
-    let configuration = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
-        "metadata": {"name": name}, "webhooks": [webhook],
-    });
-    shop.apply(&configuration.to_string()).await;
+    })
 }
 
 /// An operator that answers evictions.
@@ -116,8 +124,8 @@ impl Gate {
     pub(crate) fn start_at(access: &Access, namespace: &str, configuration: &str, port: u16, more: &[&str]) -> Self {
         let addr = format!("{SERVICE_ADDRESS}:{port}");
         let own = ["--webhook-addr", &addr, "--webhook-host", SERVICE_ADDRESS, "--webhook-name", configuration];
-        let linger = ["--webhook-linger", "1s"];
-        Self { operator: Operator::start(access, namespace, &[&own[..], &linger, more].concat()), port }
+        let linger = if more.contains(&"--webhook-linger") { &[][..] } else { &["--webhook-linger", "1s"] };
+        Self { operator: Operator::start(access, namespace, &[&own[..], linger, more].concat()), port }
     }
 
     pub(crate) async fn wait_until_ready(&self) {
@@ -160,6 +168,8 @@ pub(crate) async fn scene_with(stem: &str, tables: usize, lease: &'static str, m
     configure(&shop, &shop.namespace, gate.port, "Fail").await;
     gate.wait_until_ready().await;
     gate.operator.wait_until_leading().await;
+    // A CRD that was just installed may take a while to take its first object.
+    shop.reject(1).await;
     let caller = Caller::new(&shop.admin, &shop.namespace).await;
     // The configuration reaches the API server's memory a moment after it was written.
     wait_for("evictions to be sent", async || {

@@ -6,6 +6,7 @@
 #[allow(dead_code, reason = "other targets use more of it")]
 mod api_server;
 mod capture_chart;
+mod certificates;
 mod chart;
 mod crd;
 mod ends;

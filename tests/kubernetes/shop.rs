@@ -389,6 +389,14 @@ impl Operator {
         wait_for("the operator to end", async || process.has_ended().then_some(())).await;
     }
 
+    pub(crate) fn signal(&self, signal: &str) {
+        self.process.as_ref().unwrap().signal(signal);
+    }
+
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.process.as_mut().is_none_or(Process::has_ended)
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.process.as_ref().unwrap().pid()
     }

@@ -30,7 +30,7 @@ pub fn answer(uid: &str, asked: &Asked, decision: &Decision) -> Value {
             response["allowed"] = false.into();
             response["status"] = status(429, "TooManyRequests", asked, denial);
         }
-        Decision::Begin(_) => {
+        Decision::Begin { .. } => {
             let message = format!("pod {} is not drained, its drain is about to begin", asked.name);
             let denial = Denial::not_drained("NotDrained", message, None);
             response["allowed"] = false.into();

@@ -61,7 +61,12 @@ pub enum Decision {
     /// The pod that the caller wanted gone is gone.
     Gone,
     /// A drain has to begin first.
-    Begin(ClusterRef),
+    Begin {
+        /// Of this pod.
+        pod: Box<PodFacts>,
+        /// Its cluster.
+        cluster: ClusterRef,
+    },
 }
 
 /// Why a pod may go.
@@ -361,6 +366,5 @@ fn begin(facts: &Facts, pod: &PodFacts, cluster: &ClusterRef) -> Step {
     if let Some(drain) = &obstacles.withdrawn {
         return Step::Answer(Decision::Deny(Denial::withdrawn(name, drain.clone())));
     }
-    debug_assert!(!pod.pod.uid.is_empty(), "a pod has a UID");
-    Step::Answer(Decision::Begin(cluster.clone()))
+    Step::Answer(Decision::Begin { pod: Box::new(pod.clone()), cluster: cluster.clone() })
 }

@@ -47,13 +47,15 @@ pub enum Seen {
 }
 
 impl Seen {
-    pub(super) fn pod(&self) -> Option<&PodFacts> {
+    /// The pod, if there is one.
+    pub fn pod(&self) -> Option<&PodFacts> {
         match self {
             Self::Cached(pod) | Self::Live(pod) => pod.as_ref(),
         }
     }
 
-    pub(super) fn is_live(&self) -> bool {
+    /// Whether it was read for this request.
+    pub fn is_live(&self) -> bool {
         matches!(self, Self::Live(_))
     }
 }

@@ -23,7 +23,7 @@ pub const RELEASE_AFTER_SECONDS: i64 = 300;
 /// How long its object is kept, in seconds.
 const TTL_SECONDS: i64 = 3600;
 /// How many callers are remembered, the latest.
-const CALLERS_MAX: usize = 8;
+pub(super) const CALLERS_MAX: usize = 8;
 /// How much of a caller's name is kept, in characters.
 const CALLER_MAX_CHARS: usize = 256;
 

@@ -6,16 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::{
-    Api, Client, ResourceExt as _,
-    api::{Patch, PatchParams, PostParams},
-    runtime::events::{Event, EventType, Recorder},
+use super::{
+    super::{MANAGER, error::category},
+    observe::{Trouble, in_time},
 };
-use serde_json::json;
-use tokio::time;
-
-use super::super::{MANAGER, error::category};
 use crate::{
     operator::webhook::{
         asked::Asked,
@@ -25,9 +19,14 @@ use crate::{
     },
     resource::{CaptureDrain, ClusterRef, is_finished},
 };
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{Patch, PatchParams, PostParams},
+    runtime::events::{Event, EventType, Recorder},
+};
+use serde_json::json;
 
-/// How long the API server may take to make a drain.
-const MAKE_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How often an attempt of the same caller is written down.
 const RENEWAL: Duration = Duration::from_secs(10);
 /// How often something is told of a pod.
@@ -70,25 +69,21 @@ impl Effects {
     }
 
     /// Has a drain begin, if none has begun meanwhile.
-    pub(super) async fn begin(&self, facts: &Facts, cluster: ClusterRef) -> Result<Denial, String> {
-        let (Seen::Live(Some(pod)) | Seen::Cached(Some(pod))) = &facts.pod else {
-            return Err("there is no pod".to_owned());
-        };
+    pub(super) async fn begin(&self, facts: &Facts, pod: &PodFacts, cluster: ClusterRef) -> Result<Denial, Trouble> {
         let asked = &facts.asked;
         let number = next_number(&pod.pod.uid, facts.drains.iter().map(|drain| &**drain));
         let drain = make(asked, pod, cluster, number, facts.now);
         let name = drain.name_any();
         let drains = Api::<CaptureDrain>::namespaced(self.client.clone(), &asked.namespace);
         let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-        match time::timeout(MAKE_TIMEOUT, drains.create(&params, &drain)).await {
-            Ok(Ok(_)) => {
+        match in_time("make", &format!("CaptureDrain {name}"), drains.create(&params, &drain)).await {
+            Ok(_) => {
                 let (namespace, pod) = (&asked.namespace, &asked.name);
                 tracing::info!(namespace, pod, name, requester = asked.user, "an eviction begins a drain");
             }
             // Somebody else was faster, who asks for the same.
-            Ok(Err(error)) if category(&error) == "conflict" => {}
-            Ok(Err(error)) => return Err(format!("CaptureDrain {name} cannot be made: {error}")),
-            Err(_) => return Err(format!("CaptureDrain {name} cannot be made in time")),
+            Err(trouble) if trouble.category == "conflict" => {}
+            Err(trouble) => return Err(trouble),
         }
         let message = format!("pod {} is not drained, its drain is about to begin (CaptureDrain {name})", asked.name);
         Ok(Denial::not_drained("NotDrained", message, None))

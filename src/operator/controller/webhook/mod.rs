@@ -20,7 +20,10 @@ use axum::{
 use kube::{Client, runtime::events::Recorder};
 use tokio::{net::TcpListener, sync::watch};
 
-use self::{effects::Effects, observe::Witness};
+use self::{
+    effects::Effects,
+    observe::{Trouble, Witness},
+};
 use super::{OperatorError, cache::Caches, metrics::Metrics};
 use crate::{
     listener::{Limits, Listener},
@@ -30,7 +33,8 @@ use crate::{
             PATH,
             answer::answer,
             asked::{Asked, Review},
-            decide::{Decision, Step, decide},
+            decide::{Decision, Denial, Step, decide},
+            facts::{Facts, whose},
         },
     },
 };
@@ -91,8 +95,8 @@ async fn evict(State(hall): State<Hall>, body: Bytes) -> Response {
         Ok(judged) => Json(answer(&uid, &asked, &judged)).into_response(),
         // What cannot be decided is for the failure policy.
         Err(failure) => {
-            let (namespace, pod, error) = (&asked.namespace, &asked.name, &failure);
-            tracing::warn!(namespace, pod, requester = asked.user, error, "an eviction could not be decided");
+            let (namespace, pod, category) = (&asked.namespace, &asked.name, failure.category);
+            tracing::warn!(namespace, pod, requester = asked.user, category, error = %failure, "an eviction could not be decided");
             (StatusCode::INTERNAL_SERVER_ERROR, format!("{failure}\n")).into_response()
         }
     };
@@ -110,31 +114,44 @@ fn name(decision: &Decision) -> &'static str {
         Decision::Rehearsed(_) => "DryRun",
         Decision::Deny(denial) => denial.decision,
         Decision::Gone => "Replaced",
-        Decision::Begin(_) => "NotDrained",
+        Decision::Begin { .. } => "NotDrained",
     }
 }
 
 impl Hall {
-    async fn judge(&self, asked: &Asked) -> Result<Decision, String> {
+    async fn judge(&self, asked: &Asked) -> Result<Decision, Trouble> {
         let mut facts = self.witness.remember(asked);
         for _ in 0..LOOKS_MAX {
-            match decide(&facts) {
-                Step::Look(look) => self.witness.look(&mut facts, look).await?,
-                Step::Answer(Decision::Begin(cluster)) => {
-                    let denial = self.effects.begin(&facts, cluster).await?;
-                    self.effects.denied(&facts, &denial);
-                    return Ok(Decision::Deny(denial));
-                }
-                Step::Answer(decision) => {
-                    match &decision {
-                        Decision::Deny(denial) => self.effects.denied(&facts, denial),
-                        Decision::Pass { why, drain, .. } => self.effects.passed(&facts, *why, drain.as_deref()),
-                        Decision::Rehearsed(_) | Decision::Gone | Decision::Begin(_) => {}
-                    }
-                    return Ok(decision);
-                }
+            let decision = match decide(&facts) {
+                Step::Look(look) => match self.witness.look(&mut facts, look).await {
+                    Ok(()) => continue,
+                    Err(trouble) => deny(&facts, trouble)?,
+                },
+                Step::Answer(Decision::Begin { pod, cluster }) => match self.effects.begin(&facts, &pod, cluster).await
+                {
+                    Ok(denial) => Decision::Deny(denial),
+                    Err(trouble) => deny(&facts, trouble)?,
+                },
+                Step::Answer(decision) => decision,
+            };
+            match &decision {
+                Decision::Deny(denial) => self.effects.denied(&facts, denial),
+                Decision::Pass { why, drain, .. } => self.effects.passed(&facts, *why, drain.as_deref()),
+                Decision::Rehearsed(_) | Decision::Gone | Decision::Begin { .. } => {}
             }
+            return Ok(decision);
         }
-        Err("what was looked at was not enough".to_owned())
+        // Each thing is looked at once, so that only a pod that changes all the time comes here.
+        Ok(Decision::Deny(Denial::not_drained("Unknown", format!("pod {} changes too fast", asked.name), None)))
     }
+}
+
+/// Trouble that passes holds the pod of a capture; for the rest there is the failure policy.
+fn deny(facts: &Facts, trouble: Trouble) -> Result<Decision, Trouble> {
+    let is_ours = facts.pod.pod().and_then(whose).is_some();
+    if !is_ours || !trouble.is_passing() {
+        return Err(trouble);
+    }
+    let message = format!("whether pod {} may go is not known: {trouble}", facts.asked.name);
+    Ok(Decision::Deny(Denial::not_drained("Unknown", message, None)))
 }

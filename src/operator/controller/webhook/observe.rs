@@ -1,6 +1,6 @@
 //! What is known of an eviction, from memory, and what is looked at on request.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::{core::v1::Pod, events::v1::Event, policy::v1::PodDisruptionBudget};
@@ -10,7 +10,7 @@ use tokio::time;
 use super::super::{
     cache::{Caches, pod_facts},
     clusters::ClusterKey,
-    error::category,
+    error::{Error, category},
     metrics::Metrics,
     resolve::resolve,
 };
@@ -28,7 +28,7 @@ use crate::{
     resource::{CaptureDrain, ClusterRef},
 };
 
-/// How long the API server may take for one look.
+/// How long the API server may take for one thing.
 const API_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long a cluster may take.
 const CLUSTER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -41,11 +41,37 @@ pub(super) struct Witness {
 }
 
 /// What a call of the API server came to, in time.
-async fn in_time<T>(what: &str, call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, String> {
+pub(super) async fn in_time<T>(
+    verb: &'static str,
+    what: &str,
+    call: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, Trouble> {
     match time::timeout(API_TIMEOUT, call).await {
-        Ok(Ok(found)) => Ok(found),
-        Ok(Err(error)) => Err(format!("{what} cannot be read: {} ({error})", category(&error))),
-        Err(_) => Err(format!("{what} cannot be read within {} ms", API_TIMEOUT.as_millis())),
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => {
+            let category = category(&error);
+            let error = Error::new(verb, what)(error).chain().to_string();
+            Err(Trouble { category, error })
+        }
+        Err(_) => {
+            let error = format!("cannot {verb} {what} within {} ms", API_TIMEOUT.as_millis());
+            Err(Trouble { category: "unreachable", error })
+        }
+    }
+}
+
+/// What went wrong with the API server.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub(super) struct Trouble {
+    pub(super) category: &'static str,
+    error: String,
+}
+
+impl Trouble {
+    /// Whether another attempt may go well.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self.category, "throttled" | "server" | "unreachable" | "conflict")
     }
 }
 
@@ -81,7 +107,7 @@ impl Witness {
     }
 
     /// Looks at what the decision asks for.
-    pub(super) async fn look(&self, facts: &mut Facts, look: Look) -> Result<(), String> {
+    pub(super) async fn look(&self, facts: &mut Facts, look: Look) -> Result<(), Trouble> {
         match look {
             Look::Pod => {
                 let pod = self.pod(&facts.asked).await?.as_ref().map(pod_facts);
@@ -100,7 +126,7 @@ impl Witness {
                         facts.drains.extend(drain.map(Arc::new));
                         facts.cluster = Some(cluster);
                     }
-                    (Err(why), _) | (_, Err(why)) => facts.cluster = Some(Err(Unseen::Unreachable(why))),
+                    (Err(why), _) | (_, Err(why)) => facts.cluster = Some(Err(Unseen::Unreachable(why.to_string()))),
                 }
             }
             Look::Obstacles => {
@@ -118,14 +144,14 @@ impl Witness {
         Ok(())
     }
 
-    async fn pod(&self, asked: &Asked) -> Result<Option<Pod>, String> {
+    async fn pod(&self, asked: &Asked) -> Result<Option<Pod>, Trouble> {
         let pods = Api::<Pod>::namespaced(self.client.clone(), &asked.namespace);
-        in_time("the pod", pods.get_opt(&asked.name)).await
+        in_time("read", "the pod", pods.get_opt(&asked.name)).await
     }
 
-    async fn drain(&self, asked: &Asked, name: &str) -> Result<(String, Option<CaptureDrain>), String> {
+    async fn drain(&self, asked: &Asked, name: &str) -> Result<(String, Option<CaptureDrain>), Trouble> {
         let drains = Api::<CaptureDrain>::namespaced(self.client.clone(), &asked.namespace);
-        let found = in_time("the CaptureDrain", drains.get_opt(name)).await?;
+        let found = in_time("read", "the CaptureDrain", drains.get_opt(name)).await?;
         Ok((name.to_owned(), found))
     }
 
@@ -139,9 +165,9 @@ impl Witness {
     /// Budgets that cannot be read refuse nothing: the API server judges them after this.
     async fn budgets(&self, asked: &Asked) -> Vec<PodDisruptionBudget> {
         let budgets = Api::<PodDisruptionBudget>::namespaced(self.client.clone(), &asked.namespace);
-        let found = in_time("the budgets", budgets.list(&ListParams::default())).await;
+        let found = in_time("read", "the budgets", budgets.list(&ListParams::default())).await;
         found.map(|list| list.items).unwrap_or_else(|error| {
-            tracing::warn!(namespace = asked.namespace, error, "budgets are left out");
+            tracing::warn!(namespace = asked.namespace, %error, "budgets are left out");
             Vec::new()
         })
     }
@@ -150,9 +176,9 @@ impl Witness {
     async fn withdrawals(&self, asked: &Asked) -> Vec<Event> {
         let events = Api::<Event>::namespaced(self.client.clone(), &asked.namespace);
         let told = ListParams::default().fields("reason=DrainWithdrawn,regarding.kind=CaptureDrain");
-        let found = in_time("the events", events.list(&told)).await;
+        let found = in_time("read", "the events", events.list(&told)).await;
         found.map(|list| list.items).unwrap_or_else(|error| {
-            tracing::warn!(namespace = asked.namespace, error, "whether a drain was withdrawn is not known");
+            tracing::warn!(namespace = asked.namespace, %error, "whether a drain was withdrawn is not known");
             Vec::new()
         })
     }
