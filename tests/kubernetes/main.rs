@@ -11,6 +11,7 @@ mod crd;
 mod ends;
 mod harness;
 mod helm;
+mod observability;
 mod operator;
 mod plugin;
 mod replicas;
