@@ -10,6 +10,7 @@ mod probe;
 mod reconcile;
 mod resolve;
 mod rollouts;
+mod uninstall;
 mod write;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
@@ -29,6 +30,7 @@ use tokio::{net::TcpListener, sync::watch, time};
 use self::{cache::Caches, clusters::Clusters, metrics::Metrics, reconcile::Context};
 use crate::resource::CaptureDrain;
 
+pub use self::uninstall::{Uninstall, UninstallError, Uninstalled, uninstall};
 pub(crate) use self::{
     cache::namespaced,
     clusters::ClusterKey,
