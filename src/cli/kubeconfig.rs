@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kube::{
-    Config,
+    Client, Config,
     config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 
@@ -28,4 +28,14 @@ pub(super) async fn config(
             .map_err(|error| Failure::environment(format!("no way to a Kubernetes API server: {error}"))),
         None => Config::from_kubeconfig(&options).await.map_err(failed),
     }
+}
+
+/// A client, as a file says, or else the environment or the pod's own account.
+pub(super) async fn client(file: Option<&Path>) -> Result<Client, Failure> {
+    let failed = |error| {
+        let path = file.unwrap_or(Path::new("")).display();
+        Failure::environment(format!("kubeconfig {path} is no good: {error}"))
+    };
+    let config = config(file, None, failed).await?;
+    Client::try_from(config).map_err(|error| Failure::environment(format!("the API server: {error}")))
 }

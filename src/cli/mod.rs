@@ -11,11 +11,13 @@ mod kubectl;
 mod operator;
 mod pace;
 mod progress;
+mod selftest;
 mod server;
 mod show;
 mod signals;
 mod table;
 mod tls;
+mod uninstall;
 mod value;
 
 use std::{fmt::Write as _, io::Write as _, process::ExitCode};
@@ -150,6 +152,8 @@ Examples:
     Changefeed(changefeed::ChangefeedCommand),
     Apply(apply::ApplyArgs),
     Operator(Box<operator::OperatorArgs>),
+    OperatorUninstall(uninstall::UninstallArgs),
+    OperatorSelftest(selftest::SelfTestArgs),
     Kubectl(kubectl::KubectlArgs),
     /// Print the custom resource definition
     #[command(after_help = "Example:\n  capturedrain crd | kubectl apply --server-side -f -")]
@@ -290,6 +294,8 @@ async fn dispatch(command: Command, common: &Common) -> Result<Exit, Failure> {
         Command::Changefeed(command) => changefeed::run(command, common).await,
         Command::Apply(args) => apply::run(args, common).await,
         Command::Operator(args) => operator::run(*args).await,
+        Command::OperatorUninstall(args) => uninstall::run(args, &common.printing).await,
+        Command::OperatorSelftest(args) => selftest::run(args, &common.printing).await,
         Command::Kubectl(args) => kubectl::run(args, &common.printing).await,
         Command::Crd => crd(),
         Command::Openapi => print(crate::http::document()).map(|()| Exit::Done),

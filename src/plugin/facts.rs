@@ -226,7 +226,7 @@ pub async fn facts(client: &Client, wanted: &Wanted) -> Result<Facts, Trouble> {
     })
 }
 
-async fn is_served(client: &Client) -> Result<bool, Trouble> {
+pub(super) async fn is_served(client: &Client) -> Result<bool, Trouble> {
     let found = client.list_api_group_resources("capturedrain.io/v1alpha1").await;
     match found.map_err(Trouble::reading("what the API server serves")) {
         Ok(found) => Ok(found.resources.iter().any(|resource| resource.name == "capturedrains")),

@@ -4,6 +4,7 @@ mod cluster;
 #[cfg(test)]
 mod tests;
 
+use jiff::Timestamp;
 use k8s_openapi::{
     api::coordination::v1::Lease,
     apiextensions_apiserver::pkg::apis::apiextensions::v1::{
@@ -13,7 +14,10 @@ use k8s_openapi::{
 use kube::{CustomResourceExt as _, ResourceExt as _};
 use serde::{Serialize, Serializer};
 
-use super::facts::{Facts, LEASE_NAME, Purpose, Right};
+use super::{
+    Trouble,
+    facts::{Facts, LEASE_NAME, Purpose, Right},
+};
 use crate::resource::CaptureDrain;
 
 /// The oldest API server that is supported: its webhooks and CEL rules are what the CRD is written for.
@@ -77,14 +81,14 @@ impl Serialize for Level {
 }
 
 impl Finding {
-    fn new(check: &'static str, level: Level, message: impl Into<String>) -> Self {
+    pub(super) fn new(check: &'static str, level: Level, message: impl Into<String>) -> Self {
         Self { check, level, message: message.into() }
     }
 }
 
 /// What the facts mean, in the order in which things are to be mended.
 pub fn findings(facts: &Facts) -> Vec<Finding> {
-    let mut found = vec![version(facts), crd(facts), operator(facts)];
+    let mut found = vec![version(facts), crd(&facts.is_served, &facts.crd), operator(&facts.leases, facts.now)];
     found.push(rights("rights-status", "see how drains stand", Purpose::Status, &facts.own, &facts.namespace));
     found.push(rights("rights-apply", "ask for drains", Purpose::Apply, &facts.own, &facts.namespace));
     found.extend(operator_rights(facts));
@@ -110,10 +114,10 @@ fn version(facts: &Facts) -> Finding {
     Finding::new("version", Level::Ok, format!("the API server is {name}"))
 }
 
-fn crd(facts: &Facts) -> Finding {
+pub(super) fn crd(is_served: &Result<bool, Trouble>, crd: &Result<CustomResourceDefinition, Trouble>) -> Finding {
     const APPLY: &str = "apply it with `capturedrain crd | kubectl apply --server-side -f -`";
     let finding = |level, message: String| Finding::new("crd", level, message);
-    match (&facts.is_served, &facts.crd) {
+    match (is_served, crd) {
         (Ok(false), Ok(_)) => {
             finding(Level::Failure(Fault::NotFound), format!("the CRD does not serve {CRD_VERSION}: {APPLY}"))
         }
@@ -144,14 +148,14 @@ fn is_ours(installed: &CustomResourceDefinition) -> bool {
     version(installed) == version(&CaptureDrain::crd())
 }
 
-fn operator(facts: &Facts) -> Finding {
+pub(super) fn operator(leases: &Result<Vec<Lease>, Trouble>, now: Timestamp) -> Finding {
     let finding = |level, message: String| Finding::new("operator", level, message);
-    let leases = match &facts.leases {
+    let leases = match leases {
         Ok(leases) => leases,
         Err(trouble) => return finding(Level::Skipped, format!("whether an operator runs is not known: {trouble}")),
     };
     let place = |lease: &Lease| format!("Lease {}/{}", lease.namespace().unwrap_or_default(), lease.name_any());
-    if let Some((lease, holder)) = leases.iter().find_map(|lease| Some((lease, live_holder(lease, facts)?))) {
+    if let Some((lease, holder)) = leases.iter().find_map(|lease| Some((lease, live_holder(lease, now)?))) {
         return finding(Level::Ok, format!("{holder} leads, by {}", place(lease)));
     }
     let message = match leases.first() {
@@ -162,11 +166,11 @@ fn operator(facts: &Facts) -> Finding {
 }
 
 /// Who holds a Lease. It counts for twice its time, since the clock here may differ from the holder's.
-fn live_holder(lease: &Lease, facts: &Facts) -> Option<String> {
+fn live_holder(lease: &Lease, now: Timestamp) -> Option<String> {
     let spec = lease.spec.as_ref()?;
     let renewed = spec.renew_time.as_ref()?.0.as_second();
     let seconds = i64::from(spec.lease_duration_seconds?).saturating_mul(2);
-    let is_live = facts.now.as_second().saturating_sub(renewed) <= seconds;
+    let is_live = now.as_second().saturating_sub(renewed) <= seconds;
     spec.holder_identity.clone().filter(|holder| is_live && !holder.is_empty())
 }
 

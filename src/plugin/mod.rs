@@ -2,12 +2,14 @@
 //! calls anybody) → findings (what that means, pure) → print, which is `cli`'s.
 //!
 //! [`scene`] → [`report`](mod@report) answers why a node does not empty; [`facts`](mod@facts) →
-//! [`findings`](mod@findings) whether everything is there that a drain needs.
+//! [`findings`](mod@findings) whether everything is there that a drain needs; [`selftest`](mod@selftest) the same of the
+//! operator alone, from inside.
 
 pub mod facts;
 pub mod findings;
 pub mod report;
 pub mod scene;
+pub mod selftest;
 mod trouble;
 
 pub use self::{
@@ -15,5 +17,6 @@ pub use self::{
     findings::{Fault, Finding, Level, findings},
     report::{Report, report},
     scene::{Scene, scene},
+    selftest::{SelfTest, selftest},
     trouble::Trouble,
 };

@@ -1,5 +1,7 @@
 //! What Kubernetes does not tell.
 
+use super::Fault;
+
 /// Why something is not known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
@@ -15,6 +17,15 @@ pub enum Trouble {
 }
 
 impl Trouble {
+    /// What kind of failure it is, where it is one.
+    pub(super) fn fault(&self) -> Fault {
+        match self {
+            Self::Unreachable(_) => Fault::Unreachable,
+            Self::Unauthorised(_) => Fault::Unauthorised,
+            Self::NotFound(_) => Fault::NotFound,
+        }
+    }
+
     /// What came of trying to read something.
     pub(super) fn reading(what: &str) -> impl FnOnce(kube::Error) -> Self {
         let what = what.to_owned();
@@ -33,7 +44,7 @@ impl Trouble {
 }
 
 /// An error with the cause that says most: those above it only say that there is one.
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     let mut deepest = error;
     while let Some(cause) = deepest.source() {
         deepest = cause;

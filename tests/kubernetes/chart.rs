@@ -88,6 +88,9 @@ async fn bad_values_are_refused_with_their_place() {
         ("watchNamespace=a/b", "'/watchNamespace': 'a/b' does not match pattern"),
         ("secretNames.shop=cdc-tls", "'/secretNames/shop': got string, want array"),
         ("lease.duration=15", "'/lease/duration'"),
+        ("uninstall.timeoutSeconds=5", "'/uninstall/timeoutSeconds': minimum: got 5, want 10"),
+        ("prometheusRule.runbooks=", "'/prometheusRule/runbooks': minLength: got 0, want 1"),
+        ("dashboard=true", "'/dashboard': got boolean, want object"),
     ] {
         let said = render("shop", &[value], &[]).await.unwrap_err();
         assert!(said.contains(says), "{value}: {said}");
@@ -109,8 +112,14 @@ async fn whatever_the_values_an_api_server_accepts_it() {
         &["networkPolicy.enabled=true", peer, "antiAffinity=none", &digest, "podLabels.a=b", "podAnnotations.a=b"],
         &["serviceAccount.create=false", "serviceAccount.name=default", "rbac.create=false", "nodeSelector.a=b"],
         &["priorityClassName=system-cluster-critical", "tolerations[0].operator=Exists", "image.pullSecrets[0].name=a"],
+        &["dashboard.enabled=true", "dashboard.annotations.folder=a", "uninstall.enabled=false"],
     ] {
         let rendered = render(&namespace, values, &[]).await.unwrap();
+        // A pod of `helm test` is refused without its account.
+        let rendered_documents = documents(&rendered);
+        for account in of_kind(&rendered_documents, "ServiceAccount") {
+            api.admin().kubectl_with(&["apply", "-f", "-"], &account.to_string()).await.ok();
+        }
         let said = api.admin().kubectl_with(&["apply", "--dry-run=server", "-f", "-"], &rendered).await;
         assert_eq!(said.code, 0, "{values:?}: {}", said.stderr);
     }
@@ -141,10 +150,12 @@ async fn what_is_asked_for_is_there() {
     }
     let service = of_kind(&documents, "Service")[0];
     assert_eq!((&service["spec"]["selector"], &service["metadata"]["namespace"]), (selector, &json!("shop")));
+    let budget = "podDisruptionBudget.enabled=false";
     let without =
-        ["crds.install=false", "podDisruptionBudget.enabled=false", "rbac.create=false", "rbac.aggregate=false"];
+        ["crds.install=false", budget, "rbac.create=false", "rbac.aggregate=false", "uninstall.enabled=false"];
     let left = documents_of("shop", &without).await;
-    let kinds: Vec<_> = left.iter().map(|document| document["kind"].as_str().unwrap()).collect();
+    let left = left.iter().filter(|document| document["metadata"]["annotations"]["helm.sh/hook"] != "test");
+    let kinds: Vec<_> = left.map(|document| document["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["ServiceAccount", "Service", "Deployment"]);
 }
 

@@ -5,6 +5,9 @@
 #[path = "../support/api_server.rs"]
 #[allow(dead_code, reason = "other targets use more of it")]
 mod api_server;
+#[path = "../support/authority.rs"]
+#[allow(dead_code, reason = "other targets use more of it")]
+mod authority;
 mod capture_chart;
 mod certificates;
 mod chart;
@@ -14,10 +17,13 @@ mod ends;
 mod gate;
 mod harness;
 mod helm;
+mod observability;
 mod operator;
 mod plugin;
 mod replicas;
+mod selftest;
 #[allow(dead_code, reason = "grows with the tests")]
 mod shop;
 mod trouble;
+mod uninstall;
 mod webhook;

@@ -52,7 +52,7 @@ pub(super) async fn run(args: CheckArgs, way: &Way, printing: &Printing) -> Resu
     Ok(exit(&found))
 }
 
-fn text(found: &[Finding]) -> String {
+pub(in crate::cli) fn text(found: &[Finding]) -> String {
     let rows = found
         .iter()
         .map(|finding| [finding.level.as_str().to_owned(), finding.check.to_owned(), finding.message.clone()]);
@@ -65,7 +65,7 @@ fn text(found: &[Finding]) -> String {
 }
 
 /// That of the first failure.
-fn exit(found: &[Finding]) -> Exit {
+pub(in crate::cli) fn exit(found: &[Finding]) -> Exit {
     let fault = found.iter().find_map(|finding| match finding.level {
         Level::Failure(fault) => Some(fault),
         Level::Ok | Level::Skipped | Level::Warning => None,

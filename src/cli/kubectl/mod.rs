@@ -1,6 +1,6 @@
 //! `kubectl capturedrain`: the same program under the name `kubectl-capturedrain`, and `capturedrain kubectl`.
 
-mod check;
+pub(super) mod check;
 mod status;
 
 use std::{ffi::OsStr, path::PathBuf, time::Duration};

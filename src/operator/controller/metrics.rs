@@ -20,7 +20,7 @@ use super::cache::Caches;
 use crate::{
     metrics::{Format, PREFIX, page},
     operator::backend::Durations,
-    resource::is_finished,
+    resource::{is_finished, stalled},
 };
 
 /// All phases of a drain.
@@ -143,6 +143,7 @@ impl Collector for Drains {
         let mut phases: BTreeMap<&str, i64> = PHASES.iter().map(|phase| (*phase, 0)).collect();
         let mut oldest: Option<i64> = None;
         let mut waiting = 0;
+        let mut stalls: BTreeMap<&str, i64> = BTreeMap::new();
         for drain in &drains {
             let phase = drain.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending");
             *phases.entry(phase).or_default() += 1;
@@ -150,6 +151,9 @@ impl Collector for Drains {
             let created = drain.metadata.creation_timestamp.as_ref().filter(|_| !is_finished(drain));
             let created = created.map(|created| created.0.as_second());
             oldest = oldest.into_iter().chain(created).min();
+            if let Some(reason) = stalled(drain).filter(|_| !is_finished(drain)) {
+                *stalls.entry(reason).or_default() += 1;
+            }
         }
         let mut family =
             encoder.encode_descriptor("operator_drains", "CaptureDrains by phase", None, MetricType::Gauge)?;
@@ -163,6 +167,17 @@ impl Collector for Drains {
             MetricType::Gauge,
         )?;
         ConstGauge::new(waiting).encode(depth)?;
+        if !stalls.is_empty() {
+            let mut family = encoder.encode_descriptor(
+                "operator_stalled_drains",
+                "CaptureDrains that will not go on by themselves, by reason",
+                None,
+                MetricType::Gauge,
+            )?;
+            for (reason, count) in stalls {
+                ConstGauge::new(count).encode(family.encode_family(&[("reason", reason)])?)?;
+            }
+        }
         if let Some(oldest) = oldest {
             let encoder = encoder.encode_descriptor(
                 "operator_oldest_drain_timestamp",

@@ -11,6 +11,7 @@ mod probe;
 mod reconcile;
 mod resolve;
 mod rollouts;
+mod uninstall;
 mod webhook;
 mod write;
 
@@ -32,6 +33,7 @@ use self::{cache::Caches, certificates::Keeper, clusters::Clusters, metrics::Met
 use super::certificates::{authority::Unusable, plan::Settings};
 use crate::resource::CaptureDrain;
 
+pub use self::uninstall::{Uninstall, UninstallError, Uninstalled, uninstall};
 pub(crate) use self::{
     cache::namespaced,
     clusters::ClusterKey,
