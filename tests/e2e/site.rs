@@ -59,7 +59,6 @@ impl Site {
             format!("image.repository={}", CAPTUREDRAIN.0),
             format!("image.tag={}", CAPTUREDRAIN.1),
             format!("etcd.external={{{HOST}:{}}}", store.client_port()),
-            format!("fullnameOverride={NAME}"),
             "minReadySeconds=1".to_owned(),
             "config.CAPTUREDRAIN_LEASE=3s".to_owned(),
             "config.CAPTUREDRAIN_HEARTBEAT=300ms".to_owned(),

@@ -2,13 +2,9 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
 {{- end }}
 
+{{/* Captures are called as the release is: `helm install cdc` brings cdc-0, cdc-1 and cdc-2. */}}
 {{- define "captures.fullname" -}}
-{{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride }}
-{{- else }}
-{{- $name := include "captures.name" . }}
-{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | trunc 40 | trimSuffix "-" }}
-{{- end }}
+{{- default .Release.Name .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
 {{- end }}
 
 {{/* Clusters of two namespaces may share an etcd, and must not share its keys. */}}
