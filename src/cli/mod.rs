@@ -10,6 +10,7 @@ mod kubeconfig;
 mod kubectl;
 mod operator;
 mod pace;
+mod prestop;
 mod progress;
 mod server;
 mod show;
@@ -150,6 +151,8 @@ Examples:
     Changefeed(changefeed::ChangefeedCommand),
     Apply(apply::ApplyArgs),
     Operator(Box<operator::OperatorArgs>),
+    Prestop(prestop::PrestopArgs),
+    Install(prestop::InstallArgs),
     Kubectl(kubectl::KubectlArgs),
     /// Print the custom resource definition
     #[command(after_help = "Example:\n  capturedrain crd | kubectl apply --server-side -f -")]
@@ -290,6 +293,8 @@ async fn dispatch(command: Command, common: &Common) -> Result<Exit, Failure> {
         Command::Changefeed(command) => changefeed::run(command, common).await,
         Command::Apply(args) => apply::run(args, common).await,
         Command::Operator(args) => operator::run(*args).await,
+        Command::Prestop(args) => prestop::run(args, common).await,
+        Command::Install(args) => prestop::install_into(&args),
         Command::Kubectl(args) => kubectl::run(args, &common.printing).await,
         Command::Crd => crd(),
         Command::Openapi => print(crate::http::document()).map(|()| Exit::Done),
