@@ -35,6 +35,8 @@ pub struct Door {
     pub cluster: Arc<str>,
     /// The capture's name, known before it is registered.
     pub capture: CaptureId,
+    /// The UID of its Kubernetes pod, if it has one.
+    pub pod_uid: Option<Arc<str>>,
     /// Calls go in here; bounded, so that callers wait instead of piling up.
     pub calls: mpsc::Sender<Call>,
     /// What the capture knows, replaced whole on each change.
@@ -52,6 +54,18 @@ impl Door {
         let (answer, outcome) = oneshot::channel();
         let gone = || Refusal::NotReady("this capture is ending".to_owned());
         self.calls.send(Call::Request { request, answer }).await.map_err(|_| gone())?;
+        outcome.await.map_err(|_| gone())?
+    }
+
+    /// Asks for the proof that this capture is empty and never takes work again: `Drained` when it was drained, `Done` when
+    /// it is not registered.
+    ///
+    /// # Errors
+    /// When there is none yet, or the capture ends before it answers.
+    pub async fn prove(&self) -> Result<Answer, Refusal> {
+        let (answer, outcome) = oneshot::channel();
+        let gone = || Refusal::NotReady("this capture is ending".to_owned());
+        self.calls.send(Call::Prove { answer }).await.map_err(|_| gone())?;
         outcome.await.map_err(|_| gone())?
     }
 

@@ -5,6 +5,7 @@ pub mod client;
 pub mod clock;
 pub mod demo;
 pub mod door;
+pub mod hook;
 pub mod http;
 pub mod listener;
 pub mod metrics;

@@ -38,9 +38,16 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("plugin", &["operator", "resource", "tls", "view"]),
     // The process that wires all of it.
     ("node", &["client", "clock", "store", "pipeline", "metrics", "door", "wire", "http", "listener", "tls"]),
+    // What the kubelet runs.
+    ("hook", &["client", "clock", "operator"]),
     // What people start.
     ("demo", &["client", "clock", "door", "node", "operator", "pipeline", "resource", "store", "verify", "view"]),
-    ("cli", &["client", "clock", "demo", "http", "node", "operator", "plugin", "resource", "store", "tls", "view"]),
+    (
+        "cli",
+        &[
+            "client", "clock", "demo", "hook", "http", "node", "operator", "plugin", "resource", "store", "tls", "view",
+        ],
+    ),
     ("main", &["cli"]),
 ];
 

@@ -10,6 +10,7 @@ mod kubeconfig;
 mod kubectl;
 mod operator;
 mod pace;
+mod prestop;
 mod progress;
 mod selftest;
 mod server;
@@ -154,6 +155,8 @@ Examples:
     Operator(Box<operator::OperatorArgs>),
     OperatorUninstall(uninstall::UninstallArgs),
     OperatorSelftest(selftest::SelfTestArgs),
+    Prestop(prestop::PrestopArgs),
+    Install(prestop::InstallArgs),
     Kubectl(kubectl::KubectlArgs),
     /// Print the custom resource definition
     #[command(after_help = "Example:\n  capturedrain crd | kubectl apply --server-side -f -")]
@@ -296,6 +299,8 @@ async fn dispatch(command: Command, common: &Common) -> Result<Exit, Failure> {
         Command::Operator(args) => operator::run(*args).await,
         Command::OperatorUninstall(args) => uninstall::run(args, &common.printing).await,
         Command::OperatorSelftest(args) => selftest::run(args, &common.printing).await,
+        Command::Prestop(args) => prestop::run(args, common).await,
+        Command::Install(args) => prestop::install_into(&args),
         Command::Kubectl(args) => kubectl::run(args, &common.printing).await,
         Command::Crd => crd(),
         Command::Openapi => print(crate::http::document()).map(|()| Exit::Done),

@@ -1,6 +1,7 @@
 //! Speaks to a cluster: drains by gRPC, changefeeds by HTTP. Any capture's address will do; the coordinator is found.
 
 mod convert;
+mod hook;
 mod http;
 mod known;
 mod watch;
@@ -18,7 +19,11 @@ use crate::{
     wire::{cause, decode_answer, encode_drain, pb, refusal},
 };
 
-pub use self::{convert::ClusterView, watch::SILENCE};
+pub use self::{
+    convert::ClusterView,
+    hook::{HookStanding, Proof, RecordSeen},
+    watch::SILENCE,
+};
 
 /// How long a call is tried again before the cluster counts as unreachable.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -174,13 +179,16 @@ impl Client {
     }
 
     async fn connect(&self, addr: &str) -> Result<Drains, Attempt> {
+        Ok(drains(self.channel(addr).await?))
+    }
+
+    async fn channel(&self, addr: &str) -> Result<Channel, Attempt> {
         let failed = |error: tonic::transport::Error| match distrust(&error) {
             Some(why) => Attempt::Distrusted(ClientError::Distrust { server: addr.to_owned(), why }),
             None => Attempt::Later(format!("{addr}: {}", cause(&error))),
         };
         let endpoint = self.dialer.endpoint(addr).map_err(failed)?.http2_keep_alive_interval(CONNECT_TIMEOUT);
-        let channel = endpoint.keep_alive_timeout(CONNECT_TIMEOUT).connect().await.map_err(failed)?;
-        Ok(Drains::new(channel).max_decoding_message_size(64 << 20))
+        endpoint.keep_alive_timeout(CONNECT_TIMEOUT).connect().await.map_err(failed)
     }
 
     /// What to make of an error of a call to a server.
@@ -201,6 +209,14 @@ impl Client {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
+        self.call_on(|channel| make(drains(channel))).await
+    }
+
+    /// The same of any service.
+    async fn call_on<T, F>(&self, make: impl Fn(Channel) -> F) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
         let until = Instant::now() + PATIENCE;
         let mut follow = None;
         let mut distrusted = 0;
@@ -208,9 +224,9 @@ impl Client {
         let servers = self.servers.all();
         for server in servers.iter().cycle() {
             let addr: String = follow.take().unwrap_or_else(|| server.clone());
-            let attempt = match self.connect(&addr).await {
+            let attempt = match self.channel(&addr).await {
                 Err(attempt) => attempt,
-                Ok(drains) => match time::timeout(self.attempt_timeout(), make(drains)).await {
+                Ok(channel) => match time::timeout(self.attempt_timeout(), make(channel)).await {
                     Ok(Ok(answer)) => return Ok(answer.into_inner()),
                     Ok(Err(status)) => self.judge(&addr, &status).await,
                     Err(_) => Attempt::Later(format!("{addr} took too long")),
@@ -336,6 +352,10 @@ impl Client {
         let made = |mut drains: Drains| async move { drains.list_captures(pb::ListCapturesRequest {}).await };
         Ok(self.call(made).await?.captures.into_iter().map(convert::capture).collect())
     }
+}
+
+fn drains(channel: Channel) -> Drains {
+    Drains::new(channel).max_decoding_message_size(64 << 20)
 }
 
 /// What to make of an error.

@@ -128,6 +128,19 @@ impl Agent {
         proven
     }
 
+    /// Whether this capture is not registered, has nothing, and from now on never will be and have.
+    ///
+    /// Not while its work ends, or a write of this agent is pending or of unknown outcome.
+    pub(crate) fn renounce(&mut self, view: Option<&View>) -> bool {
+        let outside = !matches!(self.membership, Membership::Member { .. } | Membership::Leaving);
+        let settled = view.map_or(self.lane == WriteLane::Free, |view| self.lane.is_free(view));
+        let nothing = outside && settled && self.exception_in_doubt.is_none();
+        if nothing && !self.mutants.has(Mutant::RegistersAfterProof) {
+            self.last_life = true;
+        }
+        nothing
+    }
+
     /// Gives up office, and sits out a lease period.
     pub(crate) fn resign(&mut self, now: Now) {
         self.no_candidacy_before = now.monotonic + self.options.lease;

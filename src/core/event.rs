@@ -86,7 +86,8 @@ pub enum Event {
     Terminate,
     /// The process ends: all work stops, and the lease is given back.
     Leave,
-    /// The hook asks for the proof: answered by `Answer::Drained` when it is there, and then it is final.
+    /// The hook asks for the proof: answered by `Answer::Drained` when it is there, and by `Answer::Done` when this capture
+    /// is not registered and has nothing. Either is final: it never registers again.
     Prove(RequestId),
 }
 

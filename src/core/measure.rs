@@ -25,6 +25,11 @@ pub enum Measurement {
         /// Since this coordinator first told of it.
         took: Duration,
     },
+    /// The hook of a pod has ended, and said so to this coordinator.
+    HookEnded {
+        /// How, as one of a bounded number of words.
+        outcome: &'static str,
+    },
     /// A move has ended.
     MoveEnded {
         /// What moved.
@@ -152,6 +157,7 @@ mod tests {
                 on_deadline: OnDeadline::Hold,
                 no_peers_policy: NoPeersPolicy::Hold,
                 hook_deadline_ms: None,
+                hook_report: None,
                 avoid: Vec::new(),
                 unknown: BTreeMap::new(),
             };

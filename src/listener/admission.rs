@@ -57,7 +57,7 @@ enum Audience {
     Everybody,
     /// Callers, and captures that ask for themselves or pass a call on.
     Callers,
-    /// The protocol between captures.
+    /// The protocol between captures, and what the hook of a capture's own pod asks.
     Captures,
 }
 
@@ -67,6 +67,7 @@ impl Audience {
             "/healthz" | "/readyz" => Self::Everybody,
             path if path.starts_with("/grpc.health.v1.Health/") => Self::Everybody,
             path if path.starts_with("/capturedrain.v1.CaptureService/") => Self::Captures,
+            path if path.starts_with("/capturedrain.v1.HookService/") => Self::Captures,
             _ => Self::Callers,
         }
     }
@@ -203,7 +204,7 @@ pub(super) async fn admit(
     let audience = Audience::of(path);
     let language = Language::of(path);
     // The only calls that are answered when the caller ends them.
-    let is_endless = audience == Audience::Captures;
+    let is_endless = path.starts_with("/capturedrain.v1.CaptureService/");
     let tls = request.extensions().get::<Arc<TlsInfo>>().cloned();
     let caller = seat.caller(porter.mutual, tls.as_ref()).clone();
     if let Err(refused) = audience.admits(&caller) {
@@ -365,7 +366,9 @@ mod tests {
         ] {
             check(closed, true, false, false, true, true);
         }
-        check("/capturedrain.v1.CaptureService/Deliver", true, false, false, false, true);
+        for inner in ["CaptureService/Deliver", "HookService/ProveDrained", "HookService/ReportHook"] {
+            check(&format!("/capturedrain.v1.{inner}"), true, false, false, false, true);
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{fmt, sync::Arc};
 
 use capturedrain_core::{
     measure::{Measurement, MoveKind, MoveOutcome},
-    model::{DrainOutcome, Snapshot},
+    model::{DrainOutcome, HookReport, Snapshot},
 };
 use prometheus_client::{
     encoding::text,
@@ -51,6 +51,7 @@ pub struct Metrics {
     drain_ack_duration: Histogram,
     moves: Family<Labels<2>, Counter>,
     move_duration: Family<Labels<1>, Histogram, fn() -> Histogram>,
+    prestop_runs: Family<Labels<1>, Counter>,
 }
 
 fn histogram((first, count): Buckets) -> Histogram {
@@ -67,6 +68,7 @@ impl Metrics {
             drain_ack_duration: histogram(ACK_BUCKETS),
             moves: Family::default(),
             move_duration: Family::new_with_constructor(|| histogram(MOVE_BUCKETS)),
+            prestop_runs: Family::default(),
         };
         metrics.show_zeros();
         metrics.register(State { snapshots, now: wall })
@@ -77,6 +79,9 @@ impl Metrics {
         for outcome in [DrainOutcome::Drained, DrainOutcome::Cancelled, DrainOutcome::TargetGone, DrainOutcome::NoPeers]
         {
             let _ = self.drains.get_or_create(&[("outcome", outcome_name(outcome))]);
+        }
+        for outcome in HookReport::OUTCOMES {
+            let _ = self.prestop_runs.get_or_create(&[("outcome", outcome)]);
         }
         for kind in MoveKind::ALL {
             let _ = self.move_duration.get_or_create(&[("kind", kind.as_str())]);
@@ -117,6 +122,11 @@ impl Metrics {
             Unit::Seconds,
             self.move_duration.clone(),
         );
+        registry.register(
+            "prestop_runs",
+            "Hooks of pods that ended and said so, each counted by the capture that coordinated then; from 0 again when that restarts",
+            self.prestop_runs.clone(),
+        );
         registry.register_collector(Box::new(state));
         self
     }
@@ -131,6 +141,9 @@ impl Metrics {
                 }
             }
             Measurement::DrainAcknowledged { took } => self.drain_ack_duration.observe(took.as_secs_f64()),
+            Measurement::HookEnded { outcome } => {
+                self.prestop_runs.get_or_create(&[("outcome", outcome)]).inc();
+            }
             Measurement::MoveEnded { kind, outcome, took } => {
                 self.moves.get_or_create(&[("kind", kind.as_str()), ("outcome", outcome.as_str())]).inc();
                 if outcome != MoveOutcome::Dropped {

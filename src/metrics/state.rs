@@ -214,6 +214,7 @@ mod tests {
                 on_deadline: capturedrain_core::model::OnDeadline::Hold,
                 no_peers_policy: capturedrain_core::model::NoPeersPolicy::Hold,
                 hook_deadline_ms: None,
+                hook_report: None,
                 avoid: Vec::new(),
                 unknown: BTreeMap::new(),
             },

@@ -148,6 +148,7 @@ impl Node {
         let door = Door {
             cluster: config.cluster,
             capture: config.identity.id.clone(),
+            pod_uid: config.identity.pod_uid.clone(),
             calls,
             snapshots: latest,
             metrics: metrics.clone(),

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use capturedrain_core::model::{Answer, DrainRequest, Liveness, Refusal};
-use tokio::{sync::oneshot, time};
+use tokio::time;
 
 use crate::{
     client::{Client, ClientError},
-    door::{Call, Door},
+    door::Door,
 };
 
 /// How long after an attempt that came to nothing the next one follows.
@@ -48,7 +48,7 @@ async fn until_drained(door: &Door, client: &Client) -> Farewell {
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
         let Some(me) = snapshot.me.clone() else { return Farewell::Empty };
-        if snapshot.liveness == Some(Liveness::Stopping) && prove(door).await {
+        if snapshot.liveness == Some(Liveness::Stopping) && matches!(door.prove().await, Ok(Answer::Drained { .. })) {
             return Farewell::Empty;
         }
         if snapshot.liveness == Some(Liveness::Alive) {
@@ -65,9 +65,4 @@ async fn until_drained(door: &Door, client: &Client) -> Farewell {
         // Either a change, or time for the next attempt.
         let _ = time::timeout(RETRY, snapshots.changed()).await;
     }
-}
-
-async fn prove(door: &Door) -> bool {
-    let (answer, proof) = oneshot::channel();
-    door.calls.send(Call::Prove { answer }).await.is_ok() && matches!(proof.await, Ok(Ok(Answer::Drained { .. })))
 }

@@ -7,11 +7,12 @@ use capturedrain_core::model::{
 
 use super::{
     envelope::{Malformed, capture, encode_liveness},
+    hook::encode_report,
     pb,
     report::encode_work,
 };
 
-fn node_epoch(text: Option<&String>) -> Result<Option<NodeEpoch>, Malformed> {
+pub(super) fn node_epoch(text: Option<&String>) -> Result<Option<NodeEpoch>, Malformed> {
     text.map(|text| text.parse().map_err(|_| Malformed("node_epoch"))).transpose()
 }
 
@@ -132,6 +133,7 @@ pub(super) fn encode_view(snapshot: &Snapshot) -> pb::DrainView {
         last_epoch: snapshot.last_epoch.0,
         captures: encode_captures(snapshot),
         last_end: snapshot.history.last().map(encode_end),
+        hook_reports: snapshot.hook_reports.iter().map(encode_report).collect(),
     }
 }
 
@@ -157,7 +159,7 @@ fn encode_capture(status: &CaptureStatus, is_coordinator: bool) -> pb::Capture {
     }
 }
 
-fn encode_record(record: &DrainRecord) -> pb::DrainRecord {
+pub(super) fn encode_record(record: &DrainRecord) -> pb::DrainRecord {
     pb::DrainRecord {
         drain_epoch: record.epoch.0,
         target: record.target.to_string(),

@@ -3,6 +3,7 @@
 mod answer;
 mod drain;
 mod envelope;
+mod hook;
 mod peers;
 pub(crate) mod refusal;
 mod report;
@@ -11,9 +12,12 @@ use axum::Router;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
-pub(crate) use self::answer::{decode_answer, encode_drain};
+pub(crate) use self::{
+    answer::{decode_answer, encode_drain},
+    hook::encode_report,
+};
 pub use self::peers::Peers;
-use self::{drain::DrainDoor, peers::CaptureDoor};
+use self::{drain::DrainDoor, hook::HookDoor, peers::CaptureDoor};
 use crate::door::Door;
 
 /// The protocol as compiled from `proto/`.
@@ -35,11 +39,12 @@ const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor.b
 /// Longest message of either direction, in bytes: gRPC's own default.
 pub(crate) const MESSAGE_MAX_BYTES: usize = 4 << 20;
 
-/// All gRPC services of a capture: `DrainService`, `CaptureService`, health and reflection.
+/// All gRPC services of a capture: `DrainService`, `HookService`, `CaptureService`, health and reflection.
 pub fn router(door: Door) -> Router {
     let drains = pb::drain_service_server::DrainServiceServer::new(DrainDoor::new(door.clone()));
     let captures = pb::capture_service_server::CaptureServiceServer::new(CaptureDoor::new(door.clone()))
         .max_decoding_message_size(MESSAGE_MAX_BYTES);
+    let hook = pb::hook_service_server::HookServiceServer::new(HookDoor::new(door.clone()));
     let (reporter, health) = tonic_health::server::health_reporter();
     tokio::spawn(async move {
         let mut snapshots = door.snapshots;
@@ -52,7 +57,7 @@ pub fn router(door: Door) -> Router {
             }
         }
     });
-    let mut routes = Routes::new(drains).add_service(captures).add_service(health);
+    let mut routes = Routes::new(drains).add_service(hook).add_service(captures).add_service(health);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTOR)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)

@@ -8,8 +8,8 @@ use std::{
 
 use capturedrain_core::{
     model::{
-        CaptureId, ChangefeedConfig, ChangefeedId, DrainEpoch, DrainRequest, Instant, KeyName, Liveness, OnDeadline,
-        Request,
+        CaptureId, ChangefeedConfig, ChangefeedId, DrainEpoch, DrainRequest, HookReport, Instant, KeyName, Liveness,
+        OnDeadline, Request, UnixMillis,
     },
     mutant::Mutant,
     process::{Event, Process},
@@ -436,12 +436,33 @@ impl Scenario {
         }
         let id = 1_000_000 + self.world.events;
         self.world.tell(who, Event::Prove(capturedrain_core::model::RequestId(id)));
-        if self.world.answers.get(&id).is_some_and(|answer| answer.contains("Drained")) {
-            if let Some(me) = self.world.procs[who].process.as_ref().and_then(Process::me) {
-                self.world.truth.proved(&me);
+        let answer = self.world.answers.get(&id).cloned().unwrap_or_default();
+        let me = self.world.procs[who].process.as_ref().and_then(Process::me);
+        let outcome = if answer.contains("Drained") {
+            if let Some(me) = &me {
+                self.world.truth.proved(me);
             }
-            self.terminated.insert(who);
-        }
+            "proven"
+        } else if answer.contains("Done") {
+            self.world.truth.renounced(&self.world.procs[who].id);
+            "nothing_left"
+        } else {
+            return;
+        };
+        self.terminated.insert(who);
+        let capture = self.world.procs[who].id.clone();
+        let now = UnixMillis(u64::try_from(self.world.now.0.as_millis()).unwrap());
+        self.ask(Request::ReportHook(HookReport {
+            capture,
+            node_epoch: me.map(|me| me.node_epoch),
+            pod_name: None,
+            pod_uid: None,
+            outcome: outcome.into(),
+            sentence: String::new(),
+            started_at_ms: now,
+            ended_at_ms: now,
+            unknown: BTreeMap::new(),
+        }));
     }
 }
 

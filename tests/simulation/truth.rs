@@ -228,6 +228,11 @@ impl Truth {
         self.proven.insert(me.capture.clone());
     }
 
+    /// A hook heard that its capture is not registered and never will be.
+    pub(crate) fn renounced(&mut self, id: &CaptureId) {
+        self.proven.insert(id.clone());
+    }
+
     pub(crate) fn ordered(&mut self, me: &Incarnation, stored: Stored, order: &WorkOrder) {
         let id = &me.capture;
         match order {

@@ -24,7 +24,7 @@ use crate::{
     log::Line,
     measure::Measurement,
     model::{
-        Answer, Blocker, CaptureId, ChangefeedEpoch, ChangefeedId, Command, DrainEpoch, DrainState, Incarnation,
+        Answer, Blocker, CaptureId, ChangefeedEpoch, ChangefeedId, Command, DrainEpoch, DrainState, HookReport, Incarnation,
         Instant, KeyName, NodeEpoch, Now, Options, Refusal, Report, Request, RequestId, Stamp, Term, UnixMillis,
     },
     mutant::{Mutant, Mutants},
@@ -35,6 +35,9 @@ use crate::{
 
 /// Most calls that wait for a decision; more are told to come again.
 const QUEUE_MAX: usize = 1024;
+
+/// How many ends of hooks are remembered, and shown.
+const HOOK_REPORTS_MAX: usize = 32;
 
 /// What is said when the outcome of a write is known.
 #[derive(Debug, Default)]
@@ -189,6 +192,8 @@ pub(crate) struct Coordinator {
     next_heartbeat: Instant,
     beats: u64,
     balance_after: Instant,
+    /// How hooks have ended that said so in this term.
+    hook_reports: VecDeque<HookReport>,
     outputs: Vec<Output>,
 }
 
@@ -219,6 +224,7 @@ impl Coordinator {
             next_heartbeat: now.monotonic,
             beats: 0,
             balance_after: now.monotonic + options.balance_cooldown,
+            hook_reports: VecDeque::new(),
             outputs: Vec::new(),
             options,
         }

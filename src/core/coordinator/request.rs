@@ -1,11 +1,12 @@
 //! What callers ask for: judged against the view, persisted, then answered.
 
-use super::{Coordinator, Output};
+use super::{Coordinator, HOOK_REPORTS_MAX, Output};
 use crate::{
     log::Line,
+    measure::Measurement,
     model::{
         Answer, CaptureId, ChangefeedConfig, ChangefeedId, ChangefeedInfo, ChangefeedState, Command, DrainEpoch,
-        DrainOutcome, DrainRecord, DrainRequest, KeyName, LastEpoch, Liveness, LivenessMark, NodeEpoch, Now, Refusal,
+        DrainOutcome, DrainRecord, DrainRequest, HookReport, KeyName, LastEpoch, Liveness, LivenessMark, NodeEpoch, Now, Refusal,
         Request, encode,
     },
     mutant::Mutant,
@@ -54,6 +55,7 @@ impl Coordinator {
                 let draft = self.draft().delete(view, &KeyName::Owner(self.me.clone()));
                 Ok(Decision::Write(draft, Answer::Done))
             }
+            Request::ReportHook(report) => Ok(self.take_report(view, report)),
         }
     }
 
@@ -141,6 +143,7 @@ impl Coordinator {
             on_deadline: request.on_deadline,
             no_peers_policy: request.no_peers_policy,
             hook_deadline_ms: request.hook_deadline_ms,
+            hook_report: None,
             avoid: request.avoid,
             unknown: std::collections::BTreeMap::new(),
         };
@@ -219,6 +222,35 @@ impl Coordinator {
         self.released.insert(who.clone());
         self.outputs.push(Output::Send { to: who, command: Command::Release });
         Ok(Decision::Answer(Answer::Done))
+    }
+
+    /// Keeps how a hook ended: with the drain of its capture when there is one, where it outlives this coordinator.
+    fn take_report(&mut self, view: &View, report: HookReport) -> Decision {
+        if !self.hook_reports.iter().any(|known| known.is_same(&report)) {
+            let line = if report.is_good() { Line::info("hook has ended") } else { Line::warn("hook has ended") };
+            self.outputs.push(Output::Log(line.of(&report.capture).with("phase", &report.outcome)));
+            self.outputs.push(Output::Measured(Measurement::HookEnded { outcome: report.known_outcome() }));
+            self.hook_reports.push_back(report.clone());
+            let surplus = self.hook_reports.len().saturating_sub(HOOK_REPORTS_MAX);
+            self.hook_reports.drain(..surplus);
+        }
+        let lacks = |record: &DrainRecord| record.hook_report.as_ref().is_none_or(|known| !known.is_same(&report));
+        let is_of = |record: &DrainRecord| record.target == report.capture && Some(record.node_epoch) == report.node_epoch;
+        if let Some(record) = view.record.as_ref().map(|kept| &kept.value).filter(|record| is_of(record)) {
+            if !lacks(record) {
+                return Decision::Answer(Answer::Done);
+            }
+            let updated = DrainRecord { hook_report: Some(Box::new(report)), ..record.clone() };
+            return Decision::Write(self.draft().put(view, &KeyName::DrainRecord, &updated), Answer::Done);
+        }
+        match view.history.iter().rev().find(|(_, end)| is_of(&end.value.record)) {
+            Some((epoch, end)) if lacks(&end.value.record) => {
+                let mut updated = end.value.clone();
+                updated.record.hook_report = Some(Box::new(report));
+                Decision::Write(self.draft().put(view, &KeyName::DrainHistory(*epoch), &updated), Answer::Done)
+            }
+            _ => Decision::Answer(Answer::Done),
+        }
     }
 
     fn create_changefeed(

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{Coordinator, index::Mark, standing::Standing};
+use super::{Coordinator, HOOK_REPORTS_MAX, index::Mark, standing::Standing};
 use crate::{
     model::{
-        Blocker, CaptureId, ChangefeedId, ChangefeedStatus, DrainPhase, DrainRecord, DrainStatus, Now, OnDeadline,
-        WorkCount,
+        Blocker, CaptureId, ChangefeedId, ChangefeedStatus, DrainPhase, DrainRecord, DrainStatus, HookReport, Now,
+        OnDeadline, WorkCount,
     },
     view::View,
 };
@@ -62,6 +62,19 @@ impl Coordinator {
             blocked_by: self.blockers(view, record, now),
             proceeds: Self::proceeds(record, now),
         })
+    }
+
+    /// How hooks have ended, those of earlier terms as far as they stand in the store; the latest last.
+    pub(crate) fn hook_reports(&self, view: &View) -> Vec<HookReport> {
+        let ended = view.history.values().map(|end| &end.value.record).rev().take(HOOK_REPORTS_MAX);
+        let kept = ended.chain(view.record.as_ref().map(|kept| &kept.value));
+        let mut reports: Vec<_> = kept.filter_map(|record| record.hook_report.as_deref().cloned()).collect();
+        let told = self.hook_reports.iter().filter(|told| !reports.iter().any(|kept| kept.is_same(told)));
+        let told: Vec<_> = told.cloned().collect();
+        reports.extend(told);
+        reports.sort_by(|one, other| (one.ended_at_ms, &one.capture).cmp(&(other.ended_at_ms, &other.capture)));
+        reports.drain(..reports.len().saturating_sub(HOOK_REPORTS_MAX));
+        reports
     }
 
     /// What a capture has, and whether it was heard lately.

@@ -1,5 +1,6 @@
 //! The words of the field: who, which generation, what is persisted, what is said.
 
+mod hook;
 mod id;
 mod message;
 mod protocol;
@@ -9,6 +10,7 @@ mod span;
 mod time;
 mod value;
 
+pub use hook::HookReport;
 pub use id::{
     CaptureId, ChangefeedEpoch, ChangefeedId, DrainEpoch, Incarnation, NAME_MAX_BYTES, NameError, NodeEpoch, Term,
     WriterEpoch,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    CaptureId, ChangefeedConfig, ChangefeedId, DrainEpoch, NoPeersPolicy, NodeEpoch, OnDeadline, UnixMillis, WorkCount,
+    CaptureId, ChangefeedConfig, ChangefeedId, DrainEpoch, HookReport, NoPeersPolicy, NodeEpoch, OnDeadline, UnixMillis, WorkCount,
 };
 
 /// Longest name of who asks, in characters: a namespace and a name of Kubernetes fit in.
@@ -44,7 +44,7 @@ impl std::fmt::Display for Limit {
 }
 
 /// Refuses a text that is too long to be kept.
-fn check_text(field: &'static str, text: &str, limit: usize) -> Result<(), TooLong> {
+pub(super) fn check_text(field: &'static str, text: &str, limit: usize) -> Result<(), TooLong> {
     // Most texts are short in bytes already, and need no counting.
     let fits = text.len() <= limit || text.chars().count() <= limit;
     if fits { Ok(()) } else { Err(TooLong { field, limit: Limit::Chars(limit) }) }
@@ -98,6 +98,8 @@ pub enum Request {
     DeleteChangefeed(ChangefeedId),
     /// Give up being coordinator for a lease period.
     Resign,
+    /// Take down how the hook of a pod ended. The same again changes nothing.
+    ReportHook(HookReport),
 }
 
 /// The call to empty a capture.
@@ -121,7 +123,7 @@ pub struct DrainRequest {
     pub on_deadline: OnDeadline,
     /// What follows when no other capture is there.
     pub no_peers_policy: NoPeersPolicy,
-    /// When the hook of the target's pod gives up.
+    /// When the target's pod is killed at the latest, as its hook or somebody else knows.
     pub hook_deadline_ms: Option<UnixMillis>,
     /// Captures that should rather not get the work.
     pub avoid: Vec<CaptureId>,

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use super::{
     CaptureId, ChangefeedConfig, ChangefeedEpoch, ChangefeedId, ChangefeedState, CommitTs, DrainEnd, DrainEpoch,
-    DrainRecord, Incarnation, Liveness, NodeEpoch, Registration, UnixMillis, WorkCount,
+    DrainRecord, HookReport, Incarnation, Liveness, NodeEpoch, Registration, UnixMillis, WorkCount,
 };
 
 /// What one capture knows. The parts that only a coordinator knows are empty elsewhere.
@@ -24,8 +24,14 @@ pub struct Snapshot {
     pub captures: BTreeMap<CaptureId, CaptureStatus>,
     /// The last drain epoch given out.
     pub last_epoch: DrainEpoch,
+    /// What this capture itself has, while it is registered.
+    pub work: Option<WorkCount>,
+    /// The record of the drain that is on, as this capture sees the store.
+    pub record: Option<DrainRecord>,
     /// The drain that is on.
     pub drain: Option<DrainStatus>,
+    /// How hooks have ended lately, the latest last.
+    pub hook_reports: Vec<HookReport>,
     /// Ended drains, oldest first.
     pub history: Vec<DrainEnd>,
     /// Changefeeds.

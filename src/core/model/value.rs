@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    CaptureId, ChangefeedEpoch, ChangefeedId, CommitTs, DrainEpoch, Incarnation, NodeEpoch, PROTOCOL, ProtocolRange,
+    CaptureId, ChangefeedEpoch, ChangefeedId, CommitTs, DrainEpoch, HookReport, Incarnation, NodeEpoch, PROTOCOL, ProtocolRange,
     UnixMillis,
 };
 use crate::store::Key;
@@ -289,9 +289,12 @@ pub struct DrainRecord {
     /// What follows when no other capture is there.
     #[serde(default)]
     pub no_peers_policy: NoPeersPolicy,
-    /// When the hook of the target's pod gives up, once one has asked.
+    /// When the target's pod is killed at the latest, once somebody has said so: its hook gives up shortly before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hook_deadline_ms: Option<UnixMillis>,
+    /// How that hook ended, once it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook_report: Option<Box<HookReport>>,
     /// Captures that should rather not get the work.
     #[serde(default)]
     pub avoid: Vec<CaptureId>,

@@ -2,6 +2,7 @@
 
 use super::Process;
 use crate::{
+    host::Host,
     model::{CaptureId, CaptureStatus, Liveness, Registration, Snapshot},
     view::View,
 };
@@ -23,6 +24,9 @@ impl Process {
             coordinator: view.coordinator().map(|at| (at.id.clone(), at.advertise_addr.clone())),
             captures: captures.collect(),
             last_epoch: view.drain_epoch(),
+            work: self.host.as_ref().filter(|_| me.is_some()).map(Host::inventory),
+            record: view.record.as_ref().map(|kept| kept.value.clone()),
+            hook_reports: coordinator.map(|coordinator| coordinator.hook_reports(view)).unwrap_or_default(),
             drain: coordinator.and_then(|coordinator| coordinator.drain_status(view, self.now)),
             history: view.history.values().map(|end| end.value.clone()).collect(),
             changefeeds: coordinator.map(|coordinator| coordinator.changefeeds(view)).unwrap_or_default(),

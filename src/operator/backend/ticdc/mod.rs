@@ -75,6 +75,16 @@ impl TiCdc {
         Self { inner: Arc::new(Inner::new(Caller::new(servers, dialer, login), interval)) }
     }
 
+    /// The name of the capture behind the first server: what it says of itself.
+    ///
+    /// # Errors
+    /// When it does not say so.
+    pub async fn own_id(&self) -> Result<String, Unseen> {
+        let caller = &self.inner.caller;
+        let server = caller.servers().first().map(String::as_str).unwrap_or_default();
+        Ok(caller.status(server).await?.id)
+    }
+
     async fn see(&self) -> Result<Cluster, Unseen> {
         let captures = self.inner.captures().await?;
         let now = Timestamp::now();
