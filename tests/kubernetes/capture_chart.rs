@@ -219,6 +219,7 @@ async fn the_hook_and_the_server_share_the_grace_period() {
     let hook = &pod["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"];
     assert_eq!(hook, &json!(["/capturedrain", "prestop"]));
     assert_eq!(variable(&pod, "CAPTUREDRAIN_GRACE_PERIOD").unwrap(), "120s");
+    assert_eq!(variable(&pod, "CAPTUREDRAIN_PRESTOP_MARGIN").unwrap(), "15s", "above the server's time-out");
     let servers = variable(&pod, "CAPTUREDRAIN_SERVER").unwrap();
     assert_eq!(servers, "http://$(POD_NAME).cdc-peer.shop.svc:8300,http://cdc.shop.svc:8300");
     assert_eq!(seconds(&args(&pod, "x"), "--shutdown-timeout="), 10);
