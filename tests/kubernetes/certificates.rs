@@ -9,13 +9,13 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use rcgen::{CertificateParams, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time};
 
 use crate::{
     api_server::{self, SERVICE_ADDRESS},
-    gate::{Answer, Caller, Gate, configure, scene_with, settle},
+    gate::{Answer, Caller, Gate, configure, scene_with},
     shop::{Shop, wait_for},
 };
 
@@ -158,7 +158,7 @@ async fn a_replica_is_ready_when_the_api_server_believes_it() {
     gate.wait_until_ready().await;
     // Somebody else writes another CA: it is put right.
     let (key, mut params) = (KeyPair::generate().unwrap(), CertificateParams::default());
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let stranger = params.self_signed(&key).unwrap().pem();
     let patch =
         json!([{"op": "replace", "path": "/webhooks/0/clientConfig/caBundle", "value": STANDARD.encode(&stranger)}]);
@@ -178,36 +178,40 @@ async fn a_replica_is_ready_when_the_api_server_believes_it() {
 async fn a_secret_of_somebody_else_is_served_and_not_touched() {
     let api = api_server::shared().await;
     let shop = Shop::open(api, "given", 0).await;
-    for pod in ["cdc-0", "cdc-1", "cdc-2"] {
-        settle(&shop, pod).await;
-    }
     let mode = ["--webhook-cert-mode", "secret", "--webhook-service", "hook"];
     let gate = Gate::start(&shop.admin, &shop.namespace, &shop.namespace, &mode);
     configure(&shop, &shop.namespace, gate.port, "Fail").await;
     // As cert-manager does: the Secret first, then who is believed.
     let give = async || {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let key = KeyPair::generate().unwrap();
-        let mut params =
-            CertificateParams::new(vec![format!("hook.{}.svc", shop.namespace), SERVICE_ADDRESS.to_owned()]).unwrap();
-        params.is_ca = rcgen::IsCa::ExplicitNoCa;
-        let own = params.self_signed(&key).unwrap().pem();
+        let names = vec![format!("hook.{}.svc", shop.namespace), SERVICE_ADDRESS.to_owned()];
+        let own = CertificateParams::new(names).unwrap().signed_by(&key, &authority).unwrap().pem();
         let secret = json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "type": "kubernetes.io/tls",
             "stringData": {"tls.crt": own, "tls.key": key.serialize_pem()},
         });
         shop.apply(&secret.to_string()).await;
-        let patch = json!([{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": STANDARD.encode(&own)}]);
+        let bundle = STANDARD.encode(authority.pem());
+        let patch = json!([{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle}]);
         let args = ["patch", "mutatingwebhookconfiguration", &shop.namespace, "--type=json", "-p", &patch.to_string()];
         shop.admin.kubectl(&args).await.ok();
-        own
+        (own, authority.pem())
     };
     let caller = Caller::new(&shop.admin, &shop.namespace).await;
-    shop.reject(1).await;
     for _ in 0..2 {
-        let own = give().await;
+        let (own, authority) = give().await;
         gate.wait_until_ready().await;
-        caller.evict_until("cdc-0", 429).await;
+        let asked = "capturedrain_webhook_requests_total{decision=\"NoPod\"} ";
+        let before = gate.operator.metric(asked).await.unwrap_or_default();
+        wait_for("an answer", async || {
+            caller.evict("cdc-9").await;
+            (gate.operator.metric(asked).await? > before).then_some(())
+        })
+        .await;
         assert_eq!(part(&secret(&shop).await, "tls.crt"), own);
-        assert_eq!(believed(&shop).await, own);
+        assert_eq!(believed(&shop).await, authority);
     }
 }
