@@ -33,7 +33,7 @@ use super::certificates::{authority::Unusable, plan::Settings};
 use crate::resource::CaptureDrain;
 
 pub(crate) use self::{
-    cache::namespaced,
+    cache::{namespaced, pod_facts},
     clusters::ClusterKey,
     resolve::{CA, CERTIFICATE, Data, KEY, addresses, connect, pem, slices},
 };
