@@ -13,7 +13,7 @@ use axum::{
     Json, Router,
     body::Bytes,
     extract::State,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderValue, StatusCode, Version, header},
     response::{IntoResponse as _, Response},
     routing::post,
 };
@@ -78,7 +78,7 @@ pub(super) async fn open(
     Ok(Listener::start_for_strangers(listener, doors, config, limits))
 }
 
-async fn evict(State(hall): State<Hall>, body: Bytes) -> Response {
+async fn evict(State(hall): State<Hall>, version: Version, body: Bytes) -> Response {
     let began = Instant::now();
     let review: Review = match serde_json::from_slice(&body) {
         Ok(review) => review,
@@ -100,8 +100,8 @@ async fn evict(State(hall): State<Hall>, body: Bytes) -> Response {
             (StatusCode::INTERNAL_SERVER_ERROR, format!("{failure}\n")).into_response()
         }
     };
-    if *hall.stopped.borrow() {
-        // Whoever keeps the connection is to come to another replica.
+    if *hall.stopped.borrow() && version < Version::HTTP_2 {
+        // Whoever keeps the connection is to come to another replica. HTTP/2 is told when the listener ends.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
