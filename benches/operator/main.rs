@@ -1,4 +1,5 @@
-//! What the operator takes: the time from `kubectl apply` to the proof, calls of the API server, memory.
+//! What the operator takes: the time from `kubectl apply` to the proof, from an eviction to its answer, calls of the API
+//! server, memory.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -10,6 +11,9 @@
 #[path = "../../tests/support/api_server.rs"]
 #[allow(dead_code, reason = "shared with the tests")]
 mod api_server;
+#[path = "../../tests/kubernetes/gate.rs"]
+#[allow(dead_code, reason = "shared with the tests")]
+mod gate;
 #[path = "../report.rs"]
 #[allow(dead_code, reason = "shared with other benchmarks")]
 mod report;
@@ -17,12 +21,14 @@ mod report;
 #[allow(dead_code, reason = "shared with the tests")]
 mod shop;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use api_server::{ApiServer, Setup, etcd::guard::Folder};
-use report::{Report, is_quick};
+use api_server::{ApiServer, SERVICE_ADDRESS, Setup, etcd::guard::Folder};
+use gate::{Gate, configure, settle};
+use report::{Report, is_quick, percentile};
 use serde_json::json;
 use shop::{Operator, Shop, wait_for};
+use tokio::time;
 
 /// How often a drain is measured.
 const ROUNDS: usize = 10;
@@ -32,6 +38,10 @@ const FINISHED: usize = 1000;
 /// The bounds of the design.
 const APPLY_MAX_S: f64 = 1.0;
 const RESIDENT_MAX_MB: f64 = 50.0;
+const EVICTION_MAX_MS: f64 = 5.0;
+/// How many evictions are asked about in a second, and for how many seconds.
+const EVICTIONS_PER_SECOND: u64 = 200;
+const SECONDS: u64 = 10;
 
 /// Has every call of the API server written down.
 const AUDIT: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
@@ -45,6 +55,49 @@ fn calls(log: &str, user: &str) -> usize {
         line.contains(user) && !line.contains(r#""verb":"watch""#) && !line.contains(r#""resource":"leases""#)
     };
     text.lines().filter(is_meant).count()
+}
+
+/// Milliseconds from each eviction to its answer, which is a denial from memory, over TLS and as an API server asks.
+async fn evictions(api: &ApiServer) -> Vec<f64> {
+    let shop = Shop::open_with(api, "evictions", 30, "60s").await;
+    let target = shop.a_follower().await;
+    settle(&shop, &target).await;
+    let gate = Gate::start(&shop.admin, &shop.namespace, &shop.namespace, &[]);
+    configure(&shop, &shop.namespace, gate.port, "Ignore").await;
+    gate.wait_until_ready().await;
+    // Nothing leaves a capture that is suspended.
+    shop.suspend(&target);
+    let url = format!("https://{SERVICE_ADDRESS}:{}/evictions", gate.port);
+    let client = reqwest::Client::builder().tls_danger_accept_invalid_certs(true).build().unwrap();
+    let review = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {
+            "uid": "bench", "name": target, "namespace": shop.namespace, "operation": "CREATE",
+            "userInfo": {"username": "bench"}, "object": {"kind": "Eviction", "metadata": {"name": target}},
+        },
+    });
+    let ask = move || {
+        let request = client.post(&url).body(review.to_string()).header("content-type", "application/json");
+        async move {
+            let began = Instant::now();
+            let answer = request.send().await.unwrap().text().await.unwrap();
+            (began.elapsed().as_secs_f64() * 1000.0, answer.contains("is being drained"))
+        }
+    };
+    wait_for("a drain that is on", async || ask().await.1.then_some(())).await;
+    let mut ticks = time::interval(Duration::from_millis(1000 / EVICTIONS_PER_SECOND));
+    let mut asked = Vec::new();
+    for _ in 0..EVICTIONS_PER_SECOND * SECONDS {
+        ticks.tick().await;
+        asked.push(tokio::spawn(ask()));
+    }
+    let mut took = Vec::new();
+    for answer in asked {
+        let (ms, is_denied) = answer.await.unwrap();
+        assert!(is_denied, "an eviction is not denied");
+        took.push(ms);
+    }
+    took
 }
 
 #[tokio::main]
@@ -88,6 +141,10 @@ async fn main() {
     }
     report.bound("kubectl apply until Drained, idle", "s", &took, APPLY_MAX_S);
     report.tell("calls of the API server, a drain", "", &made);
+
+    let took = evictions(&api).await;
+    report.bound("eviction until denied, p50 at 200/s", "ms", &[percentile(&took, 50)], EVICTION_MAX_MS);
+    report.bound("eviction until denied, p99 at 200/s", "ms", &[percentile(&took, 99)], EVICTION_MAX_MS);
 
     shop.reject(FINISHED).await;
     wait_for("all to end", async || {

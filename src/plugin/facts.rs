@@ -25,6 +25,7 @@ use kube::{
 
 use super::{
     Trouble,
+    hook::{self, HookFacts},
     scene::{behind, captures, list},
 };
 use crate::{
@@ -76,6 +77,8 @@ pub struct Facts {
     pub services: Vec<ServiceFacts>,
     /// Budgets of the namespace.
     pub budgets: Result<Vec<PodDisruptionBudget>, Trouble>,
+    /// The eviction webhook.
+    pub hook: HookFacts,
 }
 
 /// A cluster.
@@ -212,6 +215,7 @@ pub async fn facts(client: &Client, wanted: &Wanted) -> Result<Facts, Trouble> {
     let crds = Api::<CustomResourceDefinition>::all(client.clone());
     let name = CaptureDrain::crd_name();
     let budgets = api::<PodDisruptionBudget>(client, Some(&wanted.namespace));
+    let services = services(client, wanted).await;
     Ok(Facts {
         now: Timestamp::now(),
         namespace: wanted.namespace.clone(),
@@ -221,7 +225,8 @@ pub async fn facts(client: &Client, wanted: &Wanted) -> Result<Facts, Trouble> {
         crd: crds.get(name).await.map_err(Trouble::reading("the CRD")),
         leases: leases(client, &wanted.namespace).await,
         operators: operators(client, &wanted.namespace).await,
-        services: services(client, wanted).await,
+        hook: hook::facts(client, &wanted.namespace, &services).await,
+        services,
         budgets: list(&budgets, "PodDisruptionBudgets").await,
     })
 }

@@ -3,6 +3,7 @@
 mod cluster;
 #[cfg(test)]
 mod tests;
+mod webhook;
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -99,6 +100,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     for service in &facts.services {
         found.extend(cluster::findings(service, &facts.budgets, facts.now));
     }
+    found.extend(webhook::findings(&facts.hook, &facts.namespace, facts.now));
     found
 }
 

@@ -7,6 +7,7 @@
 
 pub mod facts;
 pub mod findings;
+pub mod hook;
 pub mod report;
 pub mod scene;
 pub mod selftest;

@@ -164,6 +164,12 @@ pub fn valid_until(pem: &[u8]) -> Result<Timestamp, String> {
     Timestamp::from_second(valid_until_s).map_err(|error| error.to_string())
 }
 
+/// When a certificate ends, by its DER; `None` when it makes no sense.
+pub fn valid_until_der(der: &[u8]) -> Option<Timestamp> {
+    let (_, valid_until_s) = validity(Path::new(""), &CertificateDer::from(der)).ok()?;
+    Timestamp::from_second(valid_until_s).ok()
+}
+
 /// What the files held.
 pub struct Credentials {
     own: Option<Own>,

@@ -15,7 +15,7 @@ use rustls::crypto::CryptoProvider;
 
 pub use self::{
     caller::{Caller, REQUESTER_HEADER, Role},
-    credentials::{Credentials, Files, Pem, valid_until},
+    credentials::{Credentials, Files, Pem, valid_until, valid_until_der},
     current::Current,
     dialer::Dialer,
     distrust::{Distrust, distrust},

@@ -109,7 +109,7 @@ async fn a_rehearsal_ends_at_once_and_changes_nothing() {
 #[tokio::test]
 #[ignore = "on nodes: `make e2e`"]
 async fn who_gives_up_has_the_capture_back() {
-    let (_nodes, site) = open(SLOW).await;
+    let (nodes, site) = open(SLOW).await;
     site.fill().await;
     let node = site.node_with(1).await;
     let capture = site.on(node).await.remove(0);
@@ -118,7 +118,7 @@ async fn who_gives_up_has_the_capture_back() {
     drain.until(DRAIN_MAX, DENIED).await;
     let begun = site.drain_of(&uid, "a drain of it", |drain| drain["status"]["epoch"].is_u64()).await;
     drain.interrupt().await;
-    site.admin.kubectl(&["uncordon", node]).await.ok();
+    nodes.uncordon(node).await;
     let name = begun["metadata"]["name"].as_str().unwrap();
     assert_eq!(begun["spec"]["releaseAfterSeconds"], 300);
     let sooner = r#"{"spec":{"releaseAfterSeconds":3}}"#;
@@ -267,8 +267,7 @@ async fn without_a_destination_a_drain_stalls_says_so_and_goes_on() {
     site.kubectl(&["delete", "pod", destination, "--force", "--grace-period=0"]).await.ok();
     let stalled = site.drain_of(&uid, "a stall", |drain| is(drain, "Stalled", "True")).await;
     assert!(stalled.to_string().contains("NoDestination"), "{stalled}");
-    site.admin.kubectl(&["uncordon", other]).await.ok();
+    nodes.uncordon(other).await;
     site.drain_of(&uid, "the proof", |drain| is(drain, "Drained", "True")).await;
-    drop(nodes);
     site.close().await;
 }

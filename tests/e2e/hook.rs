@@ -48,7 +48,7 @@ async fn a_pod_that_is_deleted_by_hand_is_drained_first() {
 async fn a_grace_period_that_is_too_short_is_reported_and_costs_no_row() {
     let nodes = nodes::shared().await;
     operator::install(&nodes, &[]).await;
-    let site = Site::open(&nodes, &[SLOW, &["terminationGracePeriodSeconds=30"]].concat()).await;
+    let site = Site::open(&nodes, SLOW).await;
     site.fill().await;
     let uid = site.uid("cdc-1").await;
     // Sooner than the chart says, as a person in a hurry has it.
@@ -89,8 +89,10 @@ async fn a_hook_that_runs_again_keeps_its_first_deadline() {
     let site = Site::open(&nodes, SLOW).await;
     site.fill().await;
     let (uid, pod) = (site.uid("cdc-1").await, site.pod("cdc-1").await);
+    eprintln!("{:?}", site.kubectl(&["exec", "cdc-1", "--", "/capturedrain", "prestop"]).await);
     delete(&site, "cdc-1").await;
     site.wait_for_liveness("cdc-1", "Draining").await;
+    eprintln!("{}", site.trouble().await);
     let first = site.hook_deadline().await;
     let index = NODES.iter().position(|node| pod["spec"]["nodeName"] == *node).unwrap();
     let nodes = &mut *nodes;

@@ -50,8 +50,8 @@ pub(crate) struct Nodes {
 pub(crate) async fn shared() -> MutexGuard<'static, Nodes> {
     static SHARED: OnceCell<Mutex<Nodes>> = OnceCell::const_new();
     let nodes = SHARED.get_or_init(async || Mutex::new(Nodes::start().await)).await.lock().await;
-    for node in &nodes.both {
-        nodes.admin().kubectl(&["uncordon", node.name]).await.ok();
+    for node in NODES {
+        nodes.uncordon(node).await;
     }
     nodes
 }
@@ -277,6 +277,16 @@ impl Nodes {
     /// Who may do everything.
     pub(crate) fn admin(&self) -> &Access {
         self.api.admin()
+    }
+
+    /// Has pods come to a node again, and waits until they do.
+    pub(crate) async fn uncordon(&self, node: &str) {
+        self.admin().kubectl(&["uncordon", node]).await.ok();
+        wait_for(PATIENCE, "a node without taints", async || {
+            let taints = self.admin().kubectl(&["get", "node", node, "-o", "jsonpath={.spec.taints}"]).await;
+            taints.stdout.is_empty().then_some(())
+        })
+        .await;
     }
 
     /// A node by its name.

@@ -1,10 +1,6 @@
 //! The operator, installed by its chart, with its webhook in front of every eviction.
 
-use crate::{
-    image::CAPTUREDRAIN,
-    nodes::Nodes,
-    site::{helm, sweep},
-};
+use crate::{image::CAPTUREDRAIN, nodes::Nodes, site::helm};
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/capturedrain-operator");
 /// Its namespace and its release.
@@ -36,10 +32,4 @@ pub(crate) async fn trouble(nodes: &Nodes) -> String {
         text += &(said.stdout + &said.stderr);
     }
     text
-}
-
-/// Removes all of it at once.
-#[allow(dead_code, reason = "for stories that leave it broken")]
-pub(crate) async fn remove(nodes: &Nodes) {
-    sweep(nodes.admin(), NAMESPACE).await;
 }

@@ -299,11 +299,15 @@ impl Site {
         .await
     }
 
-    /// The end: source and sink are compared, and nothing of it stays.
-    pub(crate) async fn close(self) {
-        let Self { namespace, admin, traffic, .. } = self;
-        traffic.prove().await;
-        sweep(&admin, &namespace).await;
+    /// The end: source and sink are compared.
+    pub(crate) async fn close(mut self) {
+        self.traffic.prove().await;
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        sweep(&self.admin, &self.namespace);
     }
 }
 
@@ -316,12 +320,16 @@ async fn run_at(server: &str, args: &[&str]) -> Said {
 }
 
 /// Removes a namespace without waiting for what its pods would like to do.
-pub(crate) async fn sweep(admin: &Access, namespace: &str) {
-    let pods = ["delete", "pods", "--all", "-n", namespace, "--force", "--grace-period=0", "--wait=false"];
-    let sets = ["delete", "statefulsets,deployments,daemonsets", "--all", "-n", namespace, "--wait=false"];
-    admin.kubectl(&sets).await;
-    admin.kubectl(&pods).await;
-    admin.kubectl(&["delete", "namespace", namespace, "--wait=false"]).await;
+pub(crate) fn sweep(admin: &Access, namespace: &str) {
+    for args in [
+        &["delete", "statefulsets,deployments,daemonsets", "--all", "--wait=false"][..],
+        &["delete", "pods", "--all", "--force", "--grace-period=0", "--wait=false"],
+        &["delete", "namespace", namespace, "--wait=false"],
+    ] {
+        let mut command = admin.kubectl_command(&[&["-n", namespace], args].concat()).into_std();
+        // Whoever drops something cannot wait asynchronously; what kubectl says is of no interest.
+        let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    }
 }
 
 /// Values with which dispatchers move one by one.

@@ -119,9 +119,9 @@ impl Traffic {
     }
 
     /// Stops writing, and proves that the sink has got all of it, in order by key.
-    pub(crate) async fn prove(self) {
+    pub(crate) async fn prove(&mut self) {
         self.writer.abort();
-        let _ = self.writer.await;
+        let _ = (&mut self.writer).await;
         let [source, sink] = [&self.source, &self.sink].map(|etcd| format!("{}{PREFIX}", etcd.url()));
         let proof = wait_for(PATIENCE, "the sink to have it all", async || {
             let proof = verify::against_mirror(&source, &sink).await.unwrap();

@@ -63,7 +63,7 @@ async fn evictions_of_others_do_not_come_here() {
     assert_eq!(code, 404, "{said}");
     let after = decided(&nodes).await;
     assert!(after <= before + 1, "{before} and {after}: a pod that is no capture's is nobody's business here");
-    sweep(admin, "bystanders").await;
+    sweep(admin, "bystanders");
     site.close().await;
 }
 
@@ -155,7 +155,7 @@ async fn a_dead_operator_blocks_nothing_unless_that_is_wanted() {
             assert_ne!(code, 0, "{said}");
             assert_eq!(site.uid(&capture).await, uid, "{said}");
         }
-        site.admin.kubectl(&["uncordon", node]).await.ok();
+        nodes.uncordon(node).await;
         operator::install(&nodes, &[]).await;
         site.close().await;
     }

@@ -8,6 +8,7 @@ use tokio::{process::Command, time};
 
 use crate::{
     api_server::{self, ApiServer, access::Access},
+    gate::{Caller, Gate, configure, settle},
     helm::{assert_restricted, documents, helm, of_kind, template},
     shop::{Operator, PATIENCE, Shop, wait_for},
 };
@@ -91,6 +92,8 @@ async fn bad_values_are_refused_with_their_place() {
         ("uninstall.timeoutSeconds=5", "'/uninstall/timeoutSeconds': minimum: got 5, want 10"),
         ("prometheusRule.runbooks=", "'/prometheusRule/runbooks': minLength: got 0, want 1"),
         ("dashboard=true", "'/dashboard': got boolean, want object"),
+        ("webhook.failurePolicy=Maybe", "'/webhook/failurePolicy': value must be one of 'Ignore', 'Fail'"),
+        ("webhook.podNames=it's", "'/webhook/podNames': 'it\\'s' does not match pattern"),
     ] {
         let said = render("shop", &[value], &[]).await.unwrap_err();
         assert!(said.contains(says), "{value}: {said}");
@@ -111,6 +114,8 @@ async fn whatever_the_values_an_api_server_accepts_it() {
         &["crds.install=false", "antiAffinity=preferred", "podDisruptionBudget.enabled=false", "replicas=1"],
         &["networkPolicy.enabled=true", peer, "antiAffinity=none", &digest, "podLabels.a=b", "podAnnotations.a=b"],
         &["serviceAccount.create=false", "serviceAccount.name=default", "rbac.create=false", "nodeSelector.a=b"],
+        &["webhook.enabled=false"],
+        &["webhook.failurePolicy=Fail", "webhook.namespaceSelector.matchLabels.a=b", "webhook.podNames=^cdc-"],
         &["priorityClassName=system-cluster-critical", "tolerations[0].operator=Exists", "image.pullSecrets[0].name=a"],
         &["dashboard.enabled=true", "dashboard.annotations.folder=a", "uninstall.enabled=false"],
     ] {
@@ -150,9 +155,14 @@ async fn what_is_asked_for_is_there() {
     }
     let service = of_kind(&documents, "Service")[0];
     assert_eq!((&service["spec"]["selector"], &service["metadata"]["namespace"]), (selector, &json!("shop")));
-    let budget = "podDisruptionBudget.enabled=false";
-    let without =
-        ["crds.install=false", budget, "rbac.create=false", "rbac.aggregate=false", "uninstall.enabled=false"];
+    let without = [
+        "crds.install=false",
+        "podDisruptionBudget.enabled=false",
+        "rbac.create=false",
+        "rbac.aggregate=false",
+        "webhook.enabled=false",
+        "uninstall.enabled=false",
+    ];
     let left = documents_of("shop", &without).await;
     let left = left.iter().filter(|document| document["metadata"]["annotations"]["helm.sh/hook"] != "test");
     let kinds: Vec<_> = left.map(|document| document["kind"].as_str().unwrap()).collect();
@@ -193,8 +203,13 @@ async fn no_role_takes_more_than_it_names() {
         assert!(rules.len() > 8, "{rules:?}");
         for rule in rules {
             assert!(!rule.to_string().contains('*'), "{rule}");
-            let is_secret = rule["resources"].to_string().contains("secrets");
-            assert!(!is_secret || rule["resourceNames"] == json!(["a"]) && rule["verbs"] == json!(["get"]), "{rule}");
+            if rule["resources"].to_string().contains("secrets") {
+                let of_webhook = json!(["get", "list", "watch", "update"]);
+                let (names, verbs) = (&rule["resourceNames"], &rule["verbs"]);
+                let is_named = *names == json!(["a"]) && *verbs == json!(["get"])
+                    || *names == json!(["operator-webhook"]) && *verbs == of_webhook;
+                assert!(is_named || *verbs == json!(["create"]), "{rule}");
+            }
         }
     }
 }
@@ -206,7 +221,10 @@ const ITS_WORK: &[&str] = &[
     "patch capturedrain.io capturedrains",
     "delete capturedrain.io capturedrains",
     "patch capturedrain.io capturedrains/status",
+    "create capturedrain.io capturedrains",
     "watch - pods",
+    "get - pods",
+    "list policy poddisruptionbudgets",
     "get - services",
     "list discovery.k8s.io endpointslices",
     "create events.k8s.io events",
@@ -215,7 +233,9 @@ const ITS_WORK: &[&str] = &[
     "list core.pingcap.com ticdcgroups",
 ];
 const NEVER: &[&str] = &[
-    "create capturedrain.io capturedrains",
+    "patch admissionregistration.k8s.io mutatingwebhookconfigurations other",
+    "create admissionregistration.k8s.io mutatingwebhookconfigurations",
+    "patch policy poddisruptionbudgets",
     "delete - pods",
     "create - pods",
     "create - pods/eviction",
@@ -245,6 +265,11 @@ async fn an_operator_of_one_namespace_has_rights_in_that_one() {
     check_rights(&access, &other, &[], &[ITS_WORK, NEVER, &["get - secrets cdc-tls"]].concat()).await;
     let lease = ["create coordination.k8s.io leases", "patch coordination.k8s.io leases capturedrain-operator"];
     check_rights(&access, &namespace, &lease, &[ITS_WORK, NEVER].concat()).await;
+    let hook = format!("patch admissionregistration.k8s.io mutatingwebhookconfigurations {namespace}.{NAME}");
+    check_rights(&access, "", &[&hook], &[]).await;
+    let secret = ["create - secrets", "update - secrets operator-webhook", "watch - secrets operator-webhook"];
+    check_rights(&access, &namespace, &secret, &["update - secrets other", "delete - secrets operator-webhook"]).await;
+    check_rights(&access, &own, &[], &["create - secrets", "get - secrets operator-webhook"]).await;
 }
 
 #[tokio::test]
@@ -280,13 +305,25 @@ async fn its_rights_are_enough_for_a_whole_drain() {
     let api = api_server::shared().await;
     let mut shop = Shop::open(api, "rights", 40).await;
     let access = account(api, &shop.namespace).await;
-    let operator = Operator::start(&access, &shop.namespace, &[]);
+    // The webhook of the chart, at an address instead of a Service.
+    let (name, secret) = (format!("{}.{NAME}", shop.namespace), format!("{NAME}-webhook"));
+    let gate = Gate::start(&access, &shop.namespace, &name, &["--webhook-secret", &secret]);
+    configure(&shop, &name, gate.port, "Fail").await;
+    gate.wait_until_ready().await;
+    let operator = &gate.operator;
     operator.wait_until_leading().await;
-    let ready = async || operator.get("/readyz").await.filter(|(code, _)| *code == 200);
-    wait_for("the operator to see everything", ready).await;
     let target = shop.a_follower().await;
+    settle(&shop, &target).await;
+    let caller = Caller::new(&shop.admin, &shop.namespace).await;
+    caller.evict_until(&target, 429).await;
+    shop.kubectl(&["wait", "--for=condition=Drained", "--timeout=60s", "cdrain", "--all"]).await;
+    shop.kubectl(&["delete", "cdrain", "--all"]).await;
+    wait_for("the capture to be back at work", async || {
+        (shop.capture(&target).await?["liveness"] == "Alive").then_some(())
+    })
+    .await;
     shop.drain("x", &target, json!({"ttlSecondsAfterFinished": 0})).await;
-    shop.wait_for_condition("x", "Drained", "True", "Proven").await;
+    shop.kubectl(&["wait", "--for=condition=Drained", "--timeout=60s", "cdrain/x"]).await;
     shop.delete_pod(&target).await;
     wait_for("the drain to end and be deleted", async || shop.object("x").await.is_none().then_some(())).await;
     let told = wait_for("the last event", async || {

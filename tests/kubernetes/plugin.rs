@@ -160,14 +160,14 @@ async fn a_watch_tells_what_changes_until_it_is_stopped() {
 }
 
 /// Exit code and findings.
-async fn check(access: &Access, namespace: &str, more: &[&str]) -> (i32, Value) {
+pub(crate) async fn check(access: &Access, namespace: &str, more: &[&str]) -> (i32, Value) {
     let args = [&["check", "-n", namespace, "-o", "json"], more].concat();
     let (code, stdout, stderr) = run(access, &args).await;
     let found = serde_json::from_str(&stdout).unwrap_or_else(|_| panic!("no findings: {code}: {stderr}"));
     (code, found)
 }
 
-fn level<'a>(found: &'a Value, check: &str) -> &'a str {
+pub(crate) fn level<'a>(found: &'a Value, check: &str) -> &'a str {
     let all = found.as_array().unwrap();
     all.iter().find(|finding| finding["check"] == check).map_or("", |finding| finding["level"].as_str().unwrap())
 }

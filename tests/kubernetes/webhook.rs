@@ -13,6 +13,7 @@ use tokio::time;
 use crate::{
     api_server::{self, SERVICE_ADDRESS},
     gate::{Caller, configure, scene, scene_with, settle},
+    plugin::{check, level},
     shop::wait_for,
 };
 
@@ -333,4 +334,23 @@ async fn what_is_no_review_is_refused_without_harm() {
     assert_eq!(client.post(&url).body(long).send().await.unwrap().status(), 413);
     assert_eq!(client.get(&url).send().await.unwrap().status(), 405);
     assert_eq!(caller.evict("cdc-0").await.code, 429);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_shows_whether_evictions_wait() {
+    let (shop, mut gate, caller) = scene("check-hook", 0).await;
+    let service = ["--service", "cdc"];
+    let (_, found) = check(&shop.admin, &shop.namespace, &service).await;
+    let levels = |found: &Value| (level(found, "webhook").to_owned(), level(found, "webhook-eviction").to_owned());
+    assert_eq!(levels(&found), ("ok".to_owned(), "ok".to_owned()), "{found:#}");
+    assert!(shop.drains_of(&shop.uid("cdc-0")).await.is_empty(), "a check brings nothing about");
+    gate.operator.kill();
+    configure(&shop, &shop.namespace, gate.port, "Ignore").await;
+    // Until the API server has heard of it, it refuses.
+    wait_for("the other policy", async || (caller.evict("cdc-9").await.code == 404).then_some(())).await;
+    let (_, found) = check(&shop.admin, &shop.namespace, &service).await;
+    assert_eq!(levels(&found), ("ok".to_owned(), "failure".to_owned()), "{found:#}");
+    shop.admin.kubectl(&["delete", "mutatingwebhookconfiguration", &shop.namespace]).await.ok();
+    let (_, found) = check(&shop.admin, &shop.namespace, &service).await;
+    assert_eq!(level(&found, "webhook"), "warning", "{found:#}");
 }

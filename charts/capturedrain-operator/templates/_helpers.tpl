@@ -24,6 +24,15 @@
 {{- end }}
 {{- end }}
 
+{{/* What sends evictions. It has no namespace, so that its name has. */}}
+{{- define "operator.webhookName" -}}
+{{ .Release.Namespace }}.{{ include "operator.fullname" . }}
+{{- end }}
+
+{{- define "operator.webhookSecret" -}}
+{{ include "operator.fullname" . }}-webhook
+{{- end }}
+
 {{- define "operator.selector" -}}
 app.kubernetes.io/name: {{ include "operator.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -47,13 +56,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "operator.rules" -}}
 - apiGroups: [capturedrain.io]
   resources: [capturedrains]
-  verbs: [get, list, watch, patch, delete]
+  verbs: [get, list, watch, patch, delete{{ if .Values.webhook.enabled }}, create{{ end }}]
 - apiGroups: [capturedrain.io]
   resources: [capturedrains/status]
   verbs: [patch]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch]
+  verbs: [list, watch{{ if .Values.webhook.enabled }}, get{{ end }}]
 - apiGroups: [""]
   resources: [services]
   verbs: [get]
@@ -62,7 +71,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   verbs: [list]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create, patch{{ if .Values.webhook.enabled }}, list{{ end }}]
+{{- if .Values.webhook.enabled }}
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [list]
+{{- end }}
 {{- if .Values.rbac.ticdc }}
 - apiGroups: [pingcap.com]
   resources: [tidbclusters]

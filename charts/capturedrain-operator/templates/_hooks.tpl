@@ -61,7 +61,7 @@ securityContext:
 
 {{/* The name of the webhook's configuration; empty without a webhook. */}}
 {{- define "operator.webhookConfiguration" -}}
-{{- if dig "enabled" false (default dict .Values.webhook) }}
-{{- include "operator.fullname" . }}
+{{- if .Values.webhook.enabled }}
+{{- include "operator.webhookName" . }}
 {{- end }}
 {{- end }}

@@ -274,7 +274,7 @@ fn seen(pod: &KubePod) -> Pod {
 }
 
 /// A pod, as far as it matters to an eviction.
-pub(super) fn pod_facts(pod: &KubePod) -> PodFacts {
+pub(crate) fn pod_facts(pod: &KubePod) -> PodFacts {
     PodFacts {
         pod: seen(pod),
         labels: pod.labels().clone(),

@@ -35,7 +35,7 @@ use crate::resource::CaptureDrain;
 
 pub use self::uninstall::{Uninstall, UninstallError, Uninstalled, uninstall};
 pub(crate) use self::{
-    cache::namespaced,
+    cache::{namespaced, pod_facts},
     clusters::ClusterKey,
     resolve::{CA, CERTIFICATE, Data, KEY, addresses, connect, pem, slices},
 };

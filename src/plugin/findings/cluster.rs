@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// A certificate that ends within this is to be renewed.
-const RENEWAL: SignedDuration = SignedDuration::from_hours(14 * 24);
+pub(super) const RENEWAL: SignedDuration = SignedDuration::from_hours(14 * 24);
 /// A pod that gets less time than this to end may be killed in the middle of its drain.
 const GRACE_MIN_SECONDS: i64 = 60;
 /// What a pod gets that says nothing.

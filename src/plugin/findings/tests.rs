@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{ByteString, apimachinery::pkg::version::Info};
+use k8s_openapi::{ByteString, api::admissionregistration::v1::MutatingWebhook, apimachinery::pkg::version::Info};
 use kube::CustomResourceExt as _;
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use serde_json::{Value, json};
@@ -15,6 +15,7 @@ use crate::{
     plugin::{
         Trouble,
         facts::{SecretFacts, ServiceFacts},
+        hook::{HookFacts, Rehearsal},
     },
     view::CaptureView,
 };
@@ -75,7 +76,53 @@ fn facts() -> Facts {
         services: vec![service()],
         budgets: Ok(vec![from(json!({"metadata": {"name": "cdc"},
             "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "cdc"}}}}))]),
+        hook: HookFacts {
+            hooks: Ok(vec![("hook".to_owned(), hook(until(12, 31)))]),
+            labels: Some(BTreeMap::from([("team".to_owned(), "a".to_owned())])),
+            rehearsals: vec![rehearsal(&["299 - \"the capture in pod a, of Service cdc, would be drained first\""])],
+        },
     }
+}
+
+fn hook(bundle: ByteString) -> MutatingWebhook {
+    from(json!({
+        "name": "evictions.capturedrain.io", "admissionReviewVersions": ["v1"], "sideEffects": "NoneOnDryRun",
+        "clientConfig": {"caBundle": bundle}, "failurePolicy": "Ignore",
+    }))
+}
+
+fn rehearsal(warnings: &[&str]) -> Rehearsal {
+    let warnings = Ok(warnings.iter().map(|warning| (*warning).to_owned()).collect());
+    Rehearsal { pod: "a".to_owned(), is_marked: true, warnings }
+}
+
+#[test]
+fn evictions_wait_where_the_webhook_is_there_and_answers() {
+    let none = "webhook: warning: evictions do not wait for drains: install the operator with webhook.enabled";
+    check(|facts| facts.hook.hooks = Ok(Vec::new()), &[none]);
+    let other = |facts: &mut Facts| {
+        let mut hook = hook(until(12, 31));
+        hook.namespace_selector = Some(from(json!({"matchLabels": {"team": "b"}})));
+        facts.hook.hooks = Ok(vec![("hook".to_owned(), hook)]);
+    };
+    let left_out = "webhook: warning: evictions in namespace shop do not wait for drains: the namespaceSelector of \
+                    MutatingWebhookConfiguration hook leaves it out";
+    check(other, &[left_out]);
+    let with = |bundle| move |facts: &mut Facts| facts.hook.hooks = Ok(vec![("hook".to_owned(), hook(bundle))]);
+    let unwritten = "webhook: Environment: MutatingWebhookConfiguration hook has no caBundle: look at the operator's log, \
+                     it writes it";
+    check(with(ByteString::default()), &[unwritten]);
+    let over = "webhook: Unauthorised: the CA of MutatingWebhookConfiguration hook has expired: look at the operator's \
+                log, it renews it";
+    check(with(until(1, 1)), &[over]);
+    let silent = "webhook-eviction: Unreachable: an eviction of pod a would not wait: the webhook does not answer, which \
+                  failurePolicy Ignore lets pass, or its matchCondition leaves the name out";
+    check(|facts| facts.hook.rehearsals = vec![rehearsal(&[])], &[silent]);
+    let unmarked = "webhook-eviction: warning: evictions of pod a do not wait: label the pods of captures with \
+                    capturedrain.io/service=SERVICE";
+    check(|facts| facts.hook.rehearsals[0].is_marked = false, &[unmarked]);
+    let closed = |facts: &mut Facts| facts.hook.rehearsals[0].warnings = Err(Trouble::Unauthorised("no".to_owned()));
+    check(closed, &["webhook-eviction: skipped: no"]);
 }
 
 fn lease(holder: &str, renewed: &str) -> Lease {
@@ -103,7 +150,7 @@ fn check(change: impl FnOnce(&mut Facts), expected: &[&str]) {
 #[test]
 fn all_is_well_when_it_is() {
     check(|_| {}, &[]);
-    assert_eq!(findings(&facts()).len(), 11);
+    assert_eq!(findings(&facts()).len(), 13);
 }
 
 #[test]
