@@ -44,9 +44,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("demo", &["client", "clock", "door", "node", "operator", "pipeline", "resource", "store", "verify", "view"]),
     (
         "cli",
-        &[
-            "client", "clock", "demo", "hook", "http", "node", "operator", "plugin", "resource", "store", "tls", "view",
-        ],
+        &["client", "clock", "demo", "hook", "http", "node", "operator", "plugin", "resource", "store", "tls", "view"],
     ),
     ("main", &["cli"]),
 ];

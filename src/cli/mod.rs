@@ -16,6 +16,7 @@ mod server;
 mod show;
 mod signals;
 mod table;
+mod ticdc;
 mod tls;
 mod value;
 

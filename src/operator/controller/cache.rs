@@ -158,6 +158,11 @@ impl Caches {
                 ips: ips(&pod),
                 created_at: created(&*pod),
                 is_deleting: pod.metadata.deletion_timestamp.is_some(),
+                killed_at_ms: pod
+                    .metadata
+                    .deletion_timestamp
+                    .as_ref()
+                    .and_then(|at| u64::try_from(at.0.as_millisecond()).ok()),
             }),
         }
     }

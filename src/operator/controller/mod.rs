@@ -4,6 +4,7 @@
 mod cache;
 mod clusters;
 mod error;
+mod hooks;
 mod lease;
 mod metrics;
 mod probe;
