@@ -15,6 +15,7 @@ use super::{
     exit::{Exit, Failure},
     print, say,
     signals::Signals,
+    ticdc::TiCdcArgs,
 };
 use crate::{
     client::{Client, SILENCE},
@@ -55,12 +56,8 @@ pub(super) struct ApplyArgs {
     /// Go on until each has ended, or its target is proven empty
     #[arg(long, short, env = "CAPTUREDRAIN_WAIT")]
     wait: bool,
-    /// Who asks a cluster of `TiCDC` that wants to know
-    #[arg(long, env = "CAPTUREDRAIN_TICDC_USER", value_name = "NAME", requires = "ticdc_password_file")]
-    ticdc_user: Option<String>,
-    /// The file with that user's password
-    #[arg(long, env = "CAPTUREDRAIN_TICDC_PASSWORD_FILE", value_name = "FILE", requires = "ticdc_user")]
-    ticdc_password_file: Option<PathBuf>,
+    #[command(flatten)]
+    ticdc: TiCdcArgs,
 }
 
 fn read(file: &PathBuf) -> Result<Vec<CaptureDrain>, Failure> {
@@ -131,7 +128,7 @@ impl Ways {
     fn new(args: &ApplyArgs, common: &Common, drains: &[CaptureDrain]) -> Result<Self, Failure> {
         let needs = |kind| drains.iter().any(|drain| drain.spec.cluster_ref.kind == kind);
         let own = needs(ClusterKind::CaptureDrain).then(|| common.client()).transpose()?;
-        let ticdc = needs(ClusterKind::TiCdc).then(|| ticdc(args, common)).transpose()?;
+        let ticdc = needs(ClusterKind::TiCdc).then(|| args.ticdc.connect(common)).transpose()?;
         Ok(Self { own, ticdc })
     }
 
@@ -150,19 +147,6 @@ impl Ways {
             None => stream::pending().boxed(),
         }
     }
-}
-
-fn ticdc(args: &ApplyArgs, common: &Common) -> Result<TiCdc, Failure> {
-    let (servers, dialer) = common.client()?.into_parts();
-    let login = match (&args.ticdc_user, &args.ticdc_password_file) {
-        (Some(user), Some(file)) => {
-            let cannot = |error| Failure::environment(format!("{} cannot be read: {error}", file.display()));
-            let password = std::fs::read_to_string(file).map_err(cannot)?;
-            Some((user.clone(), password.trim_end_matches(['\r', '\n']).to_owned()))
-        }
-        _ => None,
-    };
-    Ok(TiCdc::new(servers, dialer, login))
 }
 
 /// Looks after each, and tells of those that have come to something else.

@@ -17,6 +17,7 @@ mod server;
 mod show;
 mod signals;
 mod table;
+mod ticdc;
 mod tls;
 mod uninstall;
 mod value;

@@ -1,6 +1,11 @@
 //! `prestop` and `install`.
 
-use std::{fs::OpenOptions, io::Write as _, path::PathBuf, time::Duration};
+use std::{
+    fs::OpenOptions,
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, ValueEnum};
 
@@ -9,15 +14,10 @@ use super::{
     exit::{Exit, Failure},
     say,
     signals::Signals,
+    ticdc::TiCdcArgs,
     value,
 };
-use crate::{
-    hook::{Config, End, InstallError, NoPeers, Outcome, Run, TiCdcRun, install},
-    operator::backend::TiCdc,
-};
-
-/// Where the first process of a container writes: what a hook says itself is heard by nobody.
-const CONTAINER_LOG: &str = "/proc/1/fd/1";
+use crate::hook::{Config, End, InstallError, NoPeers, Outcome, Run, TiCdcRun, install};
 
 /// Hold a pod until its capture is drained: the hook that the kubelet runs before it ends the pod
 #[derive(Debug, Args)]
@@ -59,12 +59,11 @@ pub(super) struct PrestopArgs {
     /// Its UID: a server of another pod is refused
     #[arg(long, env = "POD_UID", value_name = "UID")]
     pod_uid: Option<String>,
-    /// User for TiCDC's API
-    #[arg(long, env = "CAPTUREDRAIN_TICDC_USER", value_name = "NAME", requires = "ticdc_password")]
-    ticdc_user: Option<String>,
-    /// Password for TiCDC's API; better given by the environment
-    #[arg(long, env = "CAPTUREDRAIN_TICDC_PASSWORD", value_name = "TEXT", requires = "ticdc_user")]
-    ticdc_password: Option<String>,
+    /// Where the container's log is written: nobody hears what a hook says itself. Captures of this project log for it
+    #[arg(long, env = "CAPTUREDRAIN_CONTAINER_LOG", value_name = "FILE", default_value = "/proc/1/fd/1")]
+    container_log: PathBuf,
+    #[command(flatten)]
+    ticdc: TiCdcArgs,
 }
 
 /// What a capture is.
@@ -123,7 +122,6 @@ pub(super) async fn run(args: PrestopArgs, common: &Common) -> Result<Exit, Fail
     if common.server.len() != 1 {
         return Err(Failure::usage("a hook asks the capture of its own pod: name one --server"));
     }
-    let client = common.client()?;
     let signals = Signals::listen()?;
     let config = Config {
         pod_name: args.pod_name,
@@ -136,11 +134,10 @@ pub(super) async fn run(args: PrestopArgs, common: &Common) -> Result<Exit, Fail
         },
     };
     match args.kind {
-        Kind::Capturedrain => Ok(of_capture(Run::new(client, config), signals).await),
+        Kind::Capturedrain => Ok(of_capture(Run::new(common.client()?, config), signals).await),
         Kind::Ticdc => {
-            let (servers, dialer) = client.into_parts();
-            let login = args.ticdc_user.zip(args.ticdc_password);
-            Ok(of_ticdc(TiCdcRun::new(TiCdc::new(servers, dialer, login), config), signals).await)
+            let run = TiCdcRun::new(args.ticdc.connect(common)?, config);
+            Ok(of_ticdc(run, signals, &args.container_log).await)
         }
     }
 }
@@ -172,7 +169,8 @@ async fn of_capture(mut run: Run, mut signals: Signals) -> Exit {
     exit
 }
 
-async fn of_ticdc(mut run: TiCdcRun, mut signals: Signals) -> Exit {
+async fn of_ticdc(mut run: TiCdcRun, mut signals: Signals, log: &Path) -> Exit {
+    let tell = |sentence: &str| tell(log, sentence);
     tokio::select! {
         end = run.wait(tell) => {
             tell(&end.sentence);
@@ -186,9 +184,9 @@ async fn of_ticdc(mut run: TiCdcRun, mut signals: Signals) -> Exit {
 }
 
 /// Says it here, and in the log of the container.
-fn tell(sentence: &str) {
+fn tell(log: &Path, sentence: &str) {
     say(sentence);
-    if let Ok(mut log) = OpenOptions::new().append(true).open(CONTAINER_LOG) {
+    if let Ok(mut log) = OpenOptions::new().append(true).open(log) {
         // A log that is full or gone holds no pod.
         let _ = writeln!(log, "capturedrain prestop: {sentence}");
     }

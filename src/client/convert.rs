@@ -3,7 +3,7 @@
 use capturedrain_core::model::{UnixMillis, WorkCount};
 
 use crate::{
-    view::{BlockerView, CaptureView, DrainEndView, DrainView, WorkView, eta_seconds, moment},
+    view::{BlockerView, CaptureView, DrainEndView, DrainView, HookReportView, WorkView, eta_seconds, moment},
     wire::pb,
 };
 
@@ -20,6 +20,8 @@ pub struct ClusterView {
     pub captures: Vec<CaptureView>,
     /// The latest end of any drain.
     pub last_end: Option<DrainEndView>,
+    /// How hooks of pods have ended lately, the latest last.
+    pub hook_reports: Vec<HookReportView>,
 }
 
 impl ClusterView {
@@ -32,7 +34,8 @@ impl ClusterView {
             Some(drain) => drain_view(drain, &captures)?,
             None => DrainView { drain_epoch: view.last_epoch, ..DrainView::default() },
         };
-        Ok(Self { drain, started_at_ms, node_epoch, captures, last_end: view.last_end.map(end) })
+        let hook_reports = view.hook_reports.into_iter().map(hook_report).collect();
+        Ok(Self { drain, started_at_ms, node_epoch, captures, last_end: view.last_end.map(end), hook_reports })
     }
 
     /// How long the drain may still take, given how long it has been on.
@@ -91,6 +94,18 @@ pub(super) fn end(end: pb::DrainEnd) -> DrainEndView {
         started_at: moment(UnixMillis(record.started_unix_ms)),
         ended_at: moment(UnixMillis(end.ended_unix_ms)),
         duration_ms: end.ended_unix_ms.saturating_sub(record.started_unix_ms),
+    }
+}
+
+fn hook_report(report: pb::HookReport) -> HookReportView {
+    HookReportView {
+        capture: report.capture_id,
+        pod_name: report.pod_name,
+        pod_uid: report.pod_uid,
+        outcome: report.outcome,
+        sentence: report.sentence,
+        started_at_ms: report.started_unix_ms,
+        ended_at_ms: report.ended_unix_ms,
     }
 }
 

@@ -188,8 +188,10 @@ impl Course {
                     return Step::End(End::new(Outcome::NothingLeft, sentence));
                 }
                 if is_over(&mut self.alone_since_ms, now_ms) && self.no_peers == NoPeers::Proceed {
-                    let sentence =
-                        format!("no other capture is there to take the work of {capture}: its pod goes, {}", left(work));
+                    let sentence = format!(
+                        "no other capture is there to take the work of {capture}: its pod goes, {}",
+                        left(work)
+                    );
                     return Step::End(End::new(Outcome::NoPeers, sentence));
                 }
                 Step::Wait

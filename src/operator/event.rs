@@ -1,6 +1,9 @@
 //! What is told of a run besides its status: an event for each transition.
 
-use crate::resource::{CaptureDrainStatus, DRAINED, FINISHED, STALLED, find, is_true};
+use crate::{
+    resource::{CaptureDrainStatus, DRAINED, FINISHED, STALLED, find, is_true},
+    view::HookReportView,
+};
 
 /// Something to tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +24,13 @@ impl Note {
     fn warning(reason: &'static str, sentence: impl Into<String>) -> Self {
         Self { is_warning: true, reason, sentence: sentence.into() }
     }
+}
+
+/// What is told on a pod whose hook has ended so; nothing when the pod goes as it should.
+pub fn of_hook(report: &HookReportView) -> Option<Note> {
+    let is_good = matches!(report.outcome.as_str(), "proven" | "nothing_left");
+    let sentence = format!("the hook of capture {} ended with {}: {}", report.capture, report.outcome, report.sentence);
+    (!is_good).then(|| Note::warning("PreStopFailed", sentence))
 }
 
 /// What happened between two statuses of a run, in the order of its telling.

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use crate::{
     resource::BlockedBy,
-    view::{CaptureView, DrainEndView, DrainView},
+    view::{CaptureView, DrainEndView, DrainView, HookReportView},
 };
 
 /// Why nothing is seen of a cluster.
@@ -42,6 +42,8 @@ pub struct Cluster {
     pub drain: DrainView,
     /// Drains that have ended, oldest first; read after the rest.
     pub ends: Vec<DrainEndView>,
+    /// How hooks of pods have ended lately, the latest last.
+    pub hook_reports: Vec<HookReportView>,
 }
 
 /// The pod that is meant, as Kubernetes has it.
@@ -67,6 +69,8 @@ pub struct Pod {
     pub created_at: Timestamp,
     /// Whether it is being deleted.
     pub is_deleting: bool,
+    /// When it is killed then, in milliseconds since 1970: Kubernetes has added its grace period.
+    pub killed_at_ms: Option<u64>,
 }
 
 /// What surrounds a drain; nothing when there is no Kubernetes.
@@ -82,6 +86,8 @@ pub struct Surroundings {
     pub avoid: Vec<CaptureId>,
     /// Which of them the cluster was told last; `None` while it was told nothing.
     pub avoid_told: Option<Vec<CaptureId>>,
+    /// Which end of the pod the cluster was told last.
+    pub killed_told_ms: Option<u64>,
 }
 
 /// What one round sees.

@@ -264,6 +264,25 @@ impl DrainEndView {
     }
 }
 
+/// How the hook of a pod ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HookReportView {
+    /// Whose pod it is.
+    pub capture: String,
+    /// The pod.
+    pub pod_name: Option<String>,
+    /// Its UID.
+    pub pod_uid: Option<String>,
+    /// A stable word.
+    pub outcome: String,
+    /// The same for people.
+    pub sentence: String,
+    /// When the run began, in milliseconds since 1970.
+    pub started_at_ms: u64,
+    /// When it ended.
+    pub ended_at_ms: u64,
+}
+
 /// A changefeed, in the shape of `TiCDC` and with what is known here besides.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ChangefeedView {

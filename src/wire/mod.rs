@@ -12,11 +12,11 @@ use axum::Router;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
+pub use self::peers::Peers;
 pub(crate) use self::{
     answer::{decode_answer, encode_drain},
     hook::encode_report,
 };
-pub use self::peers::Peers;
 use self::{drain::DrainDoor, hook::HookDoor, peers::CaptureDoor};
 use crate::door::Door;
 

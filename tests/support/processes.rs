@@ -5,7 +5,9 @@ mod wait;
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     net::TcpListener,
+    path::Path,
     process::{ExitStatus, Stdio},
     time::Duration,
 };
@@ -102,6 +104,15 @@ impl Cluster {
         self.captures.insert(id.to_owned(), (port, child));
     }
 
+    /// Starts a capture with more options, its log in a file; the port, so that it can be started there again.
+    pub(crate) fn start_logged(&mut self, id: &str, port: Option<u16>, more: &[&str], log: &Path) -> u16 {
+        let port = port.unwrap_or_else(free_port);
+        let log = File::options().create(true).append(true).open(log).unwrap();
+        let child = self.command(id, port, 1).args(more).args(["--log", "info"]).stderr(log).spawn().unwrap();
+        self.captures.insert(id.to_owned(), (port, child));
+        port
+    }
+
     /// Starts one process with several captures; it goes by the name that theirs begin with.
     pub(crate) fn start_several(&mut self, id: &str, captures: u16) {
         let port = loop {
@@ -115,18 +126,22 @@ impl Cluster {
     }
 
     fn spawn(&self, id: &str, port: u16, captures: u16) -> Child {
-        Command::new(BINARY)
+        self.command(id, port, captures).args(["--log", "warn"]).spawn().unwrap()
+    }
+
+    fn command(&self, id: &str, port: u16, captures: u16) -> Command {
+        let mut command = Command::new(BINARY);
+        command
             .args(["server", "--cluster", &self.name, "--store", &self.store, "--id", id])
             .args(["--addr", &format!("127.0.0.1:{port}"), "--lease", self.lease])
             .args(["--heartbeat", self.heartbeat])
             .args(&self.more)
-            .args(["--captures", &captures.to_string(), "--shutdown-timeout", &self.shutdown_timeout, "--log", "warn"])
+            .args(["--captures", &captures.to_string(), "--shutdown-timeout", &self.shutdown_timeout])
             .args(&self.options.server)
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap()
+            .kill_on_drop(true);
+        command
     }
 
     /// The process of a capture.

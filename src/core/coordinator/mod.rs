@@ -24,8 +24,9 @@ use crate::{
     log::Line,
     measure::Measurement,
     model::{
-        Answer, Blocker, CaptureId, ChangefeedEpoch, ChangefeedId, Command, DrainEpoch, DrainState, HookReport, Incarnation,
-        Instant, KeyName, NodeEpoch, Now, Options, Refusal, Report, Request, RequestId, Stamp, Term, UnixMillis,
+        Answer, Blocker, CaptureId, ChangefeedEpoch, ChangefeedId, Command, DrainEpoch, DrainState, HookReport,
+        Incarnation, Instant, KeyName, NodeEpoch, Now, Options, Refusal, Report, Request, RequestId, Stamp, Term,
+        UnixMillis,
     },
     mutant::{Mutant, Mutants},
     store::{Compare, Txn, TxnOutcome},

@@ -6,8 +6,8 @@ use crate::{
     measure::Measurement,
     model::{
         Answer, CaptureId, ChangefeedConfig, ChangefeedId, ChangefeedInfo, ChangefeedState, Command, DrainEpoch,
-        DrainOutcome, DrainRecord, DrainRequest, HookReport, KeyName, LastEpoch, Liveness, LivenessMark, NodeEpoch, Now, Refusal,
-        Request, encode,
+        DrainOutcome, DrainRecord, DrainRequest, HookReport, KeyName, LastEpoch, Liveness, LivenessMark, NodeEpoch,
+        Now, Refusal, Request, encode,
     },
     mutant::Mutant,
     store::Op,
@@ -235,7 +235,8 @@ impl Coordinator {
             self.hook_reports.drain(..surplus);
         }
         let lacks = |record: &DrainRecord| record.hook_report.as_ref().is_none_or(|known| !known.is_same(&report));
-        let is_of = |record: &DrainRecord| record.target == report.capture && Some(record.node_epoch) == report.node_epoch;
+        let is_of =
+            |record: &DrainRecord| record.target == report.capture && Some(record.node_epoch) == report.node_epoch;
         if let Some(record) = view.record.as_ref().map(|kept| &kept.value).filter(|record| is_of(record)) {
             if !lacks(record) {
                 return Decision::Answer(Answer::Done);

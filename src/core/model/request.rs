@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    CaptureId, ChangefeedConfig, ChangefeedId, DrainEpoch, HookReport, NoPeersPolicy, NodeEpoch, OnDeadline, UnixMillis, WorkCount,
+    CaptureId, ChangefeedConfig, ChangefeedId, DrainEpoch, HookReport, NoPeersPolicy, NodeEpoch, OnDeadline,
+    UnixMillis, WorkCount,
 };
 
 /// Longest name of who asks, in characters: a namespace and a name of Kubernetes fit in.

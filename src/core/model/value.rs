@@ -16,8 +16,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    CaptureId, ChangefeedEpoch, ChangefeedId, CommitTs, DrainEpoch, HookReport, Incarnation, NodeEpoch, PROTOCOL, ProtocolRange,
-    UnixMillis,
+    CaptureId, ChangefeedEpoch, ChangefeedId, CommitTs, DrainEpoch, HookReport, Incarnation, NodeEpoch, PROTOCOL,
+    ProtocolRange, UnixMillis,
 };
 use crate::store::Key;
 

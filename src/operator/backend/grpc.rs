@@ -34,7 +34,7 @@ impl From<ClientError> for Outcome {
 }
 
 fn cluster(view: ClusterView, ends: Vec<DrainEndView>) -> Cluster {
-    Cluster { captures: view.captures, drain: view.drain, ends }
+    Cluster { captures: view.captures, drain: view.drain, ends, hook_reports: view.hook_reports }
 }
 
 /// How drains have ended, while the view of them may have changed.

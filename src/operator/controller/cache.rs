@@ -270,7 +270,13 @@ fn seen(pod: &KubePod) -> Pod {
         ips: ips(pod),
         created_at: created(pod),
         is_deleting: pod.metadata.deletion_timestamp.is_some(),
+        killed_at_ms: killed_at_ms(pod),
     }
+}
+
+fn killed_at_ms(pod: &KubePod) -> Option<u64> {
+    let at = pod.metadata.deletion_timestamp.as_ref()?;
+    u64::try_from(at.0.as_millisecond()).ok()
 }
 
 /// A pod, as far as it matters to an eviction.

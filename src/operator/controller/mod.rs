@@ -5,6 +5,7 @@ mod cache;
 mod certificates;
 mod clusters;
 mod error;
+mod hooks;
 mod lease;
 mod metrics;
 mod probe;

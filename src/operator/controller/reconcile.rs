@@ -14,6 +14,7 @@ use super::{
     cache::Caches,
     clusters::{ClusterKey, Clusters, Known},
     error::Error,
+    hooks,
     metrics::Metrics,
     rollouts, write,
 };
@@ -47,6 +48,8 @@ pub(super) struct Context {
     let_go_after: Duration,
     /// What is remembered of each drain, by UID. None of it has to survive.
     memory: Mutex<BTreeMap<String, Memory>>,
+    /// The ends of hooks that were told.
+    hooks_told: hooks::Told,
 }
 
 /// What is remembered of a drain.
@@ -54,6 +57,8 @@ pub(super) struct Context {
 struct Memory {
     /// The captures that its cluster was last told to avoid.
     avoid_told: Option<Vec<CaptureId>>,
+    /// The end of the pod that it was last told.
+    killed_told_ms: Option<u64>,
     /// How many rounds have failed in a row.
     failures: u32,
 }
@@ -67,7 +72,8 @@ impl Context {
         metrics: Arc<Metrics>,
         let_go_after: Duration,
     ) -> Self {
-        Self { client, caches, clusters, recorder, metrics, let_go_after, memory: Mutex::default() }
+        let (memory, hooks_told) = (Mutex::default(), hooks::Told::default());
+        Self { client, caches, clusters, recorder, metrics, let_go_after, memory, hooks_told }
     }
 
     fn memory(&self) -> MutexGuard<'_, BTreeMap<String, Memory>> {
@@ -105,7 +111,8 @@ impl Context {
             let queued = siblings.iter().filter(|other| !is_finished(other) && other.uid() != drain.uid());
             let queued: BTreeSet<_> = queued.filter_map(|other| Some(target_of(other, cluster)?.to_owned())).collect();
             around.avoid = avoid(target, cluster, &self.caches.places(namespace), &self.caches.nodes(), &queued);
-            around.avoid_told = self.remember(drain, |memory| memory.avoid_told.clone());
+            (around.avoid_told, around.killed_told_ms) =
+                self.remember(drain, |memory| (memory.avoid_told.clone(), memory.killed_told_ms));
         }
         Observed { now, cluster, around }
     }
@@ -161,6 +168,9 @@ async fn round(drain: &CaptureDrain, context: &Context) -> Result<Next, Error> {
         return Ok(patience(drain, context, now).map_or_else(Next::await_change, Next::requeue));
     };
     let mut observed = context.observe(drain, seen);
+    if let Ok(cluster) = &observed.cluster {
+        hooks::tell(drain, &cluster.hook_reports, now, &context.hooks_told, &context.recorder).await;
+    }
     let aim = validate(drain, &observed);
     let mut planned = plan(drain, &aim, &observed);
     if let (Action::Start(_), Ok(cluster)) = (&planned.action, &observed.cluster)
@@ -177,7 +187,10 @@ async fn round(drain: &CaptureDrain, context: &Context) -> Result<Next, Error> {
     if let (Action::Start(request), Outcome::Answered(Answer::Draining { .. } | Answer::Drained { .. })) =
         (&planned.action, &outcome)
     {
-        context.remember(drain, |memory| memory.avoid_told = Some(request.avoid.clone()));
+        context.remember(drain, |memory| {
+            memory.avoid_told = Some(request.avoid.clone());
+            memory.killed_told_ms = request.hook_deadline_ms.map(|at| at.0);
+        });
     }
     let after = status(drain, &aim, &planned, &outcome, &observed);
     write_down(drain, &after, context).await?;

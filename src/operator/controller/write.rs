@@ -1,5 +1,6 @@
 //! What is written to Kubernetes: status, finalizer, events, and the deletion of what has expired.
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
     Api, Client, Resource as _, ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
@@ -98,6 +99,11 @@ pub(super) async fn delete(client: &Client, drain: &CaptureDrain) -> Result<(), 
 
 /// Tells what happened. An event that is refused, as in a namespace that is going, holds nothing up.
 pub(super) async fn tell(recorder: &Recorder, drain: &CaptureDrain, notes: Vec<Note>) {
+    tell_about(recorder, &drain.object_ref(&()), notes).await;
+}
+
+/// The same about any object.
+pub(super) async fn tell_about(recorder: &Recorder, object: &ObjectReference, notes: Vec<Note>) {
     for note in notes {
         let event = Event {
             type_: if note.is_warning { EventType::Warning } else { EventType::Normal },
@@ -106,9 +112,9 @@ pub(super) async fn tell(recorder: &Recorder, drain: &CaptureDrain, notes: Vec<N
             action: "Drain".to_owned(),
             secondary: None,
         };
-        if let Err(error) = recorder.publish(&event, &drain.object_ref(&())).await {
-            let (namespace, category) = (drain.metadata.namespace.as_deref().unwrap_or_default(), category(&error));
-            let name = drain.name_any();
+        if let Err(error) = recorder.publish(&event, object).await {
+            let (namespace, category) = (object.namespace.as_deref().unwrap_or_default(), category(&error));
+            let name = object.name.as_deref().unwrap_or_default();
             tracing::warn!(namespace, name, reason = note.reason, category, %error, "an event was refused");
         }
     }

@@ -115,7 +115,8 @@ impl TiCdc {
         let captures = captures.into_iter().map(capture).collect();
         let proven = run.filter(|run| run.is_proven()).map(|run| run.end(now));
         let ends = state.ends.iter().cloned().chain(proven).collect();
-        Ok(Cluster { captures, drain: run.map(|run| run.view(now)).unwrap_or_default(), ends })
+        let drain = run.map(|run| run.view(now)).unwrap_or_default();
+        Ok(Cluster { captures, drain, ends, ..Cluster::default() })
     }
 
     /// How a run that is on answers a request.
