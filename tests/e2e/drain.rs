@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// How long the command may take.
-pub(crate) const DRAIN_MAX: Duration = Duration::from_mins(3);
+pub(crate) const DRAIN_MAX: Duration = Duration::from_mins(2);
 /// What a capture that is not drained yet is denied with.
 pub(crate) const DENIED: &str = "is not drained";
 
@@ -249,7 +249,7 @@ async fn without_a_destination_a_drain_stalls_says_so_and_goes_on() {
         "--id",
         "ballast",
         "--source",
-        "synthetic://?tables=2000&rate=1",
+        "synthetic://?tables=400&rate=20",
         "--sink",
         "blackhole://",
     ])

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How long anything may take on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 /// What the nodes are called.
 pub(crate) const NODES: [&str; 2] = ["node-a", "node-b"];
 /// Where DNS answers, and where this host is for pods.

@@ -193,11 +193,11 @@ impl Site {
     /// Adds a changefeed of made-up tables, so that a capture takes about ten seconds to be drained, one by one.
     pub(crate) async fn fill(&self) {
         let create = ["changefeed", "create", "--id", "ballast", "--sink", "blackhole://"];
-        self.run(&[&create[..], &["--source", "synthetic://?tables=3000&rate=1"]].concat()).await.ok();
+        self.run(&[&create[..], &["--source", "synthetic://?tables=600&rate=20"]].concat()).await.ok();
         wait_for(PATIENCE, "ballast on every capture", async || {
             let counts: Vec<_> =
                 self.captures().await.iter().map(|at| at["dispatcher_count"].as_u64().unwrap_or(0)).collect();
-            (counts.iter().sum::<u64>() >= 3000 && counts.iter().all(|count| *count > 500)).then_some(())
+            (counts.iter().sum::<u64>() >= 600 && counts.iter().all(|count| *count > 100)).then_some(())
         })
         .await;
     }
@@ -299,6 +299,19 @@ impl Site {
         .await
     }
 
+    /// The same when nobody can wait any more.
+    fn tell_trouble(&self) {
+        for args in [
+            &["get", "pods,cdrain", "-o", "wide"][..],
+            &["get", "events", "--sort-by=.lastTimestamp"],
+            &["logs", "-l", "capturedrain.io/service=cdc", "--prefix", "--tail=40"],
+        ] {
+            let mut command = self.admin.kubectl_command(&[&["-n", &self.namespace], args].concat()).into_std();
+            let Ok(output) = command.output() else { continue };
+            eprintln!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        }
+    }
+
     /// The end: source and sink are compared.
     pub(crate) async fn close(mut self) {
         self.traffic.prove().await;
@@ -307,6 +320,9 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell_trouble();
+        }
         sweep(&self.admin, &self.namespace);
     }
 }

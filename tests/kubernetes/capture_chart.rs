@@ -221,7 +221,7 @@ async fn the_hook_and_the_server_share_the_grace_period() {
     assert_eq!(variable(&pod, "CAPTUREDRAIN_GRACE_PERIOD").unwrap(), "120s");
     assert_eq!(variable(&pod, "CAPTUREDRAIN_PRESTOP_MARGIN").unwrap(), "15s", "above the server's time-out");
     let servers = variable(&pod, "CAPTUREDRAIN_SERVER").unwrap();
-    assert_eq!(servers, "http://$(POD_NAME).cdc-peer.shop.svc:8300,http://cdc.shop.svc:8300");
+    assert_eq!(servers, "http://$(POD_NAME).cdc-peer.shop.svc:8300");
     assert_eq!(seconds(&args(&pod, "x"), "--shutdown-timeout="), 10);
     let documents = documents_of("shop", &[grace, "hook.enabled=false", "tls.secretName=a"]).await;
     let pod = pod_of(&documents, NAME);
