@@ -66,6 +66,7 @@ pub(super) struct OperatorArgs {
 
 /// How evictions are answered.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_field_names, reason = "options are called after them")]
 #[command(next_help_heading = "Eviction webhook")]
 struct WebhookArgs {
     /// Where evictions are answered, over TLS [default: they are not]

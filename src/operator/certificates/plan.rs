@@ -107,7 +107,7 @@ impl Held {
     /// Whether the CA is one that signs, and its time is not over.
     fn is_sound(&self, now: Timestamp) -> bool {
         let is_of_now = valid_until(self.signer.certificate.as_bytes()).is_ok_and(|until| until > now);
-        let trial = leaf(&self.signer, &["trial".to_owned()], now, Duration::from_secs(60));
+        let trial = leaf(&self.signer, &["trial".to_owned()], now, Duration::from_mins(1));
         let is_signer = trial.is_ok_and(|trial| trusts(&self.signer.certificate, &trial, "trial", now));
         is_of_now && is_signer
     }

@@ -327,6 +327,7 @@ impl Keeper {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "the form that map_err wants")]
 fn unmade(error: Unusable) -> String {
     format!("certificates cannot be made: {error}")
 }

@@ -128,7 +128,7 @@ impl Denial {
         Self { decision, cause: "CaptureNotDrained", message, drain }
     }
 
-    fn withdrawn(pod: &str, drain: String) -> Self {
+    fn withdrawn(pod: &str, drain: &str) -> Self {
         let message = format!(
             "the drain of pod {pod} was withdrawn (CaptureDrain {drain}): apply a CaptureDrain to drain it all the same, \
              or annotate the pod with {BREAK_GLASS}=true to let it go as it is"
@@ -232,7 +232,7 @@ fn current<'a>(facts: &'a Facts, pod: &PodFacts) -> Option<&'a CaptureDrain> {
 fn during(facts: &Facts, pod: &PodFacts, drain: &CaptureDrain) -> Step {
     let (name, own) = (&facts.asked.name, drain.name_any());
     if drain.metadata.deletion_timestamp.is_some() {
-        return Step::Answer(Decision::Deny(Denial::withdrawn(name, own)));
+        return Step::Answer(Decision::Deny(Denial::withdrawn(name, &own)));
     }
     if is_drained(drain) {
         return proven(facts, pod, drain);
@@ -329,7 +329,7 @@ fn after(facts: &Facts, pod: &PodFacts, cluster: &ClusterRef, drain: &CaptureDra
     let reason = ending(drain).unwrap_or_default();
     let name = &facts.asked.name;
     match reason {
-        "Withdrawn" => return Step::Answer(Decision::Deny(Denial::withdrawn(name, drain.name_any()))),
+        "Withdrawn" => return Step::Answer(Decision::Deny(Denial::withdrawn(name, &drain.name_any()))),
         "DeadlineProceeded" | "NoPeers" | "NotACapture" | "TargetGone" | "CaptureStopping" => {}
         _ => return begin(facts, pod, cluster),
     }
@@ -364,7 +364,7 @@ fn begin(facts: &Facts, pod: &PodFacts, cluster: &ClusterRef) -> Step {
         return Step::Answer(Decision::Deny(denial));
     }
     if let Some(drain) = &obstacles.withdrawn {
-        return Step::Answer(Decision::Deny(Denial::withdrawn(name, drain.clone())));
+        return Step::Answer(Decision::Deny(Denial::withdrawn(name, drain)));
     }
     Step::Answer(Decision::Begin { pod: Box::new(pod.clone()), cluster: cluster.clone() })
 }

@@ -100,6 +100,7 @@ fn ended(epoch: u64, outcome: &str) -> DrainEndView {
     .unwrap()
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "as the facts have it")]
 fn cluster(capture: CaptureView, ends: &[DrainEndView]) -> Option<Result<Cluster, Unseen>> {
     let others = self::capture("a", "u0", "e0", "Alive");
     Some(Ok(Cluster { captures: vec![others, capture], ends: ends.to_vec(), ..Cluster::default() }))

@@ -77,14 +77,14 @@ fn facts() -> Facts {
         budgets: Ok(vec![from(json!({"metadata": {"name": "cdc"},
             "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "cdc"}}}}))]),
         hook: HookFacts {
-            hooks: Ok(vec![("hook".to_owned(), hook(until(12, 31)))]),
+            hooks: Ok(vec![("hook".to_owned(), hook(&until(12, 31)))]),
             labels: Some(BTreeMap::from([("team".to_owned(), "a".to_owned())])),
             rehearsals: vec![rehearsal(&["299 - \"the capture in pod a, of Service cdc, would be drained first\""])],
         },
     }
 }
 
-fn hook(bundle: ByteString) -> MutatingWebhook {
+fn hook(bundle: &ByteString) -> MutatingWebhook {
     from(json!({
         "name": "evictions.capturedrain.io", "admissionReviewVersions": ["v1"], "sideEffects": "NoneOnDryRun",
         "clientConfig": {"caBundle": bundle}, "failurePolicy": "Ignore",
@@ -101,14 +101,15 @@ fn evictions_wait_where_the_webhook_is_there_and_answers() {
     let none = "webhook: warning: evictions do not wait for drains: install the operator with webhook.enabled";
     check(|facts| facts.hook.hooks = Ok(Vec::new()), &[none]);
     let other = |facts: &mut Facts| {
-        let mut hook = hook(until(12, 31));
+        let mut hook = hook(&until(12, 31));
         hook.namespace_selector = Some(from(json!({"matchLabels": {"team": "b"}})));
         facts.hook.hooks = Ok(vec![("hook".to_owned(), hook)]);
     };
     let left_out = "webhook: warning: evictions in namespace shop do not wait for drains: the namespaceSelector of \
                     MutatingWebhookConfiguration hook leaves it out";
     check(other, &[left_out]);
-    let with = |bundle| move |facts: &mut Facts| facts.hook.hooks = Ok(vec![("hook".to_owned(), hook(bundle))]);
+    let with =
+        |bundle: ByteString| move |facts: &mut Facts| facts.hook.hooks = Ok(vec![("hook".to_owned(), hook(&bundle))]);
     let unwritten = "webhook: Environment: MutatingWebhookConfiguration hook has no caBundle: look at the operator's log, \
                      it writes it";
     check(with(ByteString::default()), &[unwritten]);

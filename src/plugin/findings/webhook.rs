@@ -1,7 +1,7 @@
 //! Of the eviction webhook: is it there, does it mean this namespace, and does it answer?
 
 use jiff::Timestamp;
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhook;
+use k8s_openapi::{api::admissionregistration::v1::MutatingWebhook, apimachinery::pkg::apis::meta::v1::LabelSelector};
 use kube::core::{Selector, SelectorExt as _};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
@@ -49,14 +49,14 @@ pub(super) fn findings(facts: &HookFacts, namespace: &str, now: Timestamp) -> Ve
     found
 }
 
-fn selects(selector: &k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector, labels: &Marks) -> bool {
+fn selects(selector: &LabelSelector, labels: &Marks) -> bool {
     Selector::try_from(selector.clone()).is_ok_and(|selector| selector.matches(labels))
 }
 
 fn configuration(name: &str, hook: &MutatingWebhook, now: Timestamp) -> Finding {
     let finding = |level, message: String| Finding::new("webhook", level, message);
     let of = format!("MutatingWebhookConfiguration {name}");
-    if hook.object_selector.as_ref().is_some_and(|selector| *selector != Default::default()) {
+    if hook.object_selector.as_ref().is_some_and(|selector| *selector != LabelSelector::default()) {
         let message = format!("{of} has an objectSelector, which sees no labels of pods: remove it");
         return finding(Level::Failure(Fault::Environment), message);
     }

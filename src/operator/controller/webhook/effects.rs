@@ -103,7 +103,7 @@ impl Effects {
             self.renew(facts, drain);
         }
         let sentence = format!("{}: {}", caller(&facts.asked.user), denial.message);
-        self.tell(facts, "EvictionDenied", EventType::Normal, sentence);
+        self.tell(facts, "EvictionDenied", EventType::Normal, &sentence);
     }
 
     /// It may go.
@@ -117,7 +117,7 @@ impl Effects {
             Pass::NotOurs | Pass::NoPod | Pass::OtherPod | Pass::NotRunning => return,
             Pass::BreakGlass => {
                 let sentence = format!("{user} may evict it undrained: it is annotated with {BREAK_GLASS}");
-                return self.allow(facts, why, "BreakGlassUsed", EventType::Warning, sentence);
+                return self.allow(facts, why, "BreakGlassUsed", EventType::Warning, &sentence);
             }
             Pass::Drained => format!("{user} may evict it: its capture is proven empty"),
             Pass::NothingToDrain => format!("{user} may evict it: no capture is in it"),
@@ -126,10 +126,10 @@ impl Effects {
         };
         let is_loss = matches!(why, Pass::NoPeers | Pass::Proceeded);
         let kind = if is_loss { EventType::Warning } else { EventType::Normal };
-        self.allow(facts, why, "EvictionAllowed", kind, sentence);
+        self.allow(facts, why, "EvictionAllowed", kind, &sentence);
     }
 
-    fn allow(self: &Arc<Self>, facts: &Facts, why: Pass, reason: &'static str, kind: EventType, sentence: String) {
+    fn allow(self: &Arc<Self>, facts: &Facts, why: Pass, reason: &'static str, kind: EventType, sentence: &str) {
         let (namespace, pod, requester) = (&facts.asked.namespace, &facts.asked.name, &facts.asked.user);
         tracing::info!(namespace, pod, requester, decision = why.name(), "eviction allowed");
         self.tell(facts, reason, kind, sentence);
@@ -159,7 +159,7 @@ impl Effects {
     }
 
     /// Tells it of the pod, not too often. Nobody waits for it.
-    fn tell(self: &Arc<Self>, facts: &Facts, reason: &'static str, kind: EventType, sentence: String) {
+    fn tell(self: &Arc<Self>, facts: &Facts, reason: &'static str, kind: EventType, sentence: &str) {
         let (Seen::Live(Some(pod)) | Seen::Cached(Some(pod))) = &facts.pod else { return };
         if !self.told.is_first(pod.pod.uid.clone(), reason.to_owned(), TELLING) {
             return;

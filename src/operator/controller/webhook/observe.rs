@@ -166,10 +166,13 @@ impl Witness {
     async fn budgets(&self, asked: &Asked) -> Vec<PodDisruptionBudget> {
         let budgets = Api::<PodDisruptionBudget>::namespaced(self.client.clone(), &asked.namespace);
         let found = in_time("read", "the budgets", budgets.list(&ListParams::default())).await;
-        found.map(|list| list.items).unwrap_or_else(|error| {
-            tracing::warn!(namespace = asked.namespace, %error, "budgets are left out");
-            Vec::new()
-        })
+        match found {
+            Ok(list) => list.items,
+            Err(error) => {
+                tracing::warn!(namespace = asked.namespace, %error, "budgets are left out");
+                Vec::new()
+            }
+        }
     }
 
     /// What tells of drains that were withdrawn: their objects may be gone, events stay for an hour.
@@ -177,10 +180,13 @@ impl Witness {
         let events = Api::<Event>::namespaced(self.client.clone(), &asked.namespace);
         let told = ListParams::default().fields("reason=DrainWithdrawn,regarding.kind=CaptureDrain");
         let found = in_time("read", "the events", events.list(&told)).await;
-        found.map(|list| list.items).unwrap_or_else(|error| {
-            tracing::warn!(namespace = asked.namespace, %error, "whether a drain was withdrawn is not known");
-            Vec::new()
-        })
+        match found {
+            Ok(list) => list.items,
+            Err(error) => {
+                tracing::warn!(namespace = asked.namespace, %error, "whether a drain was withdrawn is not known");
+                Vec::new()
+            }
+        }
     }
 }
 
