@@ -9,6 +9,7 @@ mod chart;
 mod crd;
 mod ends;
 mod harness;
+mod hook;
 mod operator;
 mod plugin;
 mod replicas;
