@@ -159,6 +159,21 @@ async fn captures_with_mutual_tls_on_an_etcd_with_tls_drain_each_other_and_thems
     assert_eq!((code, sentence.contains("none of the CAs that are believed here")), (5, true), "{sentence}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_captures_certificate_gets_the_proof() {
+    let fort = Fort::start().await;
+    let captures = fort.cluster.json(&["captures"]).await;
+    let follower = captures.as_array().unwrap().iter().find(|capture| capture["is_coordinator"] == false).unwrap();
+    let (target, addr) = (follower["id"].as_str().unwrap(), follower["address"].as_str().unwrap());
+    let hook = ["prestop", "--pod-name", "cdc-1", "--grace-period", "60s"];
+    let (client, capture) = (fort.anna.options("tls"), fort.server.options("tls"));
+    let (code, sentence) = run(&[&hook[..], &strs(&client)].concat(), &format!("https://{addr}")).await;
+    assert_eq!((code, sentence.contains("capturedrain://capture")), (10, true), "{sentence}");
+    let (code, sentence) = run(&[&hook[..], &strs(&capture)].concat(), &format!("https://{addr}")).await;
+    assert_eq!((code, sentence.contains("is empty, proven")), (0, true), "{sentence}");
+    assert_eq!(asked_by(&fort.cluster, target).await, serde_json::json!(["prestop of cdc-1"]));
+}
+
 fn strs(options: &[String]) -> Vec<&str> {
     options.iter().map(String::as_str).collect()
 }

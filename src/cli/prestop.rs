@@ -3,6 +3,7 @@
 use std::{
     fs::OpenOptions,
     io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -18,6 +19,9 @@ use super::{
     value,
 };
 use crate::hook::{Config, End, InstallError, NoPeers, Outcome, Run, TiCdcRun, install};
+
+/// `O_NONBLOCK` of Linux: a log that nobody reads must not hold the hook.
+const NONBLOCKING: i32 = 0o4000;
 
 /// Hold a pod until its capture is drained: the hook that the kubelet runs before it ends the pod
 #[derive(Debug, Args)]
@@ -186,7 +190,7 @@ async fn of_ticdc(mut run: TiCdcRun, mut signals: Signals, log: &Path) -> Exit {
 /// Says it here, and in the log of the container.
 fn tell(log: &Path, sentence: &str) {
     say(sentence);
-    if let Ok(mut log) = OpenOptions::new().append(true).open(log) {
+    if let Ok(mut log) = OpenOptions::new().append(true).custom_flags(NONBLOCKING).open(log) {
         // A log that is full or gone holds no pod.
         let _ = writeln!(log, "capturedrain prestop: {sentence}");
     }

@@ -135,7 +135,7 @@ impl Agent {
         let outside = !matches!(self.membership, Membership::Member { .. } | Membership::Leaving);
         let settled = view.map_or(self.lane == WriteLane::Free, |view| self.lane.is_free(view));
         let nothing = outside && settled && self.exception_in_doubt.is_none();
-        if nothing && !self.mutants.has(Mutant::RegistersAfterProof) {
+        if nothing && !self.mutants.has(Mutant::RegistersAfterPromise) {
             self.last_life = true;
         }
         nothing

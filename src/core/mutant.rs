@@ -38,6 +38,8 @@ pub enum Mutant {
     WinnerActsUnchecked,
     /// A capture registers anew after its hook had the proof.
     RegistersAfterProof,
+    /// A capture registers although its hook was told that it never would.
+    RegistersAfterPromise,
     /// A coordinator places work before every capture has answered.
     PlacesBeforeBootstrap,
     /// A maintainer moves dispatchers off the capture that it still lives on itself.

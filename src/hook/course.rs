@@ -168,7 +168,7 @@ impl Course {
         let mut request = DrainRequest::new(seen.capture.clone(), requester);
         request.node_epoch = seen.node_epoch;
         request.pod_uid = self.pod_uid.as_deref().map(Into::into);
-        request.reason = "the pod is being deleted".to_owned();
+        "the pod is being deleted".clone_into(&mut request.reason);
         request.hook_deadline_ms = Some(UnixMillis(self.deadline.killed_ms()));
         request
     }

@@ -9,7 +9,7 @@ pub(super) struct Deadline {
     started_ms: u64,
     /// When the pod is killed at the latest, as far as that is known.
     killed_ms: u64,
-    margin_ms: u64,
+    margin: Duration,
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -20,7 +20,7 @@ impl Deadline {
     /// Of a run that begins now in a pod that has so long to end.
     pub(super) fn new(started_ms: u64, grace_period: Duration, margin: Duration) -> Self {
         let killed_ms = started_ms.saturating_add(millis(grace_period));
-        Self { started_ms, killed_ms, margin_ms: millis(margin) }
+        Self { started_ms, killed_ms, margin }
     }
 
     pub(super) fn killed_ms(&self) -> u64 {
@@ -37,7 +37,7 @@ impl Deadline {
     /// When the hook gives up: it leaves the margin for the server's own end, and at most half of a short time.
     pub(super) fn at_ms(&self) -> u64 {
         let whole = self.killed_ms.saturating_sub(self.started_ms);
-        self.killed_ms - self.margin_ms.min(whole / 2)
+        self.killed_ms - millis(self.margin).min(whole / 2)
     }
 
     /// How much time is left.

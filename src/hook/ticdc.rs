@@ -62,7 +62,7 @@ impl Course {
     }
 
     /// The capture does not say who it is.
-    fn unseen(&mut self, unseen: Unseen, now_ms: u64) -> Option<End> {
+    fn unseen(&mut self, unseen: &Unseen, now_ms: u64) -> Option<End> {
         let why = unseen.to_string();
         match unseen {
             Unseen::Unauthorized(_) if Self::is_over(&mut self.distrusted_since_ms, now_ms) => {
@@ -82,7 +82,7 @@ impl Course {
                 let sentence = format!("{} is empty, proven: its pod may go", self.name());
                 return Some(End::new(Outcome::Proven, sentence));
             }
-            Answered::Unseen(unseen) => return self.unseen(unseen, now_ms),
+            Answered::Unseen(unseen) => return self.unseen(&unseen, now_ms),
             Answered::Refused(Refusal::NoPeers(_)) => {
                 self.silent = None;
                 if Self::is_over(&mut self.alone_since_ms, now_ms) && !self.hold {
@@ -149,7 +149,7 @@ impl TiCdcRun {
     async fn step(&mut self) -> Option<End> {
         let id = match self.backend.own_id().await {
             Ok(id) => id,
-            Err(unseen) => return self.course.unseen(unseen, self.clock.now_ms()),
+            Err(unseen) => return self.course.unseen(&unseen, self.clock.now_ms()),
         };
         let Ok(capture) = CaptureId::new(&id) else {
             self.course.why = Some(format!("\"{id}\" is no name of a capture"));

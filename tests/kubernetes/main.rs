@@ -17,6 +17,7 @@ mod ends;
 mod gate;
 mod harness;
 mod helm;
+mod hook;
 mod observability;
 mod operator;
 mod plugin;

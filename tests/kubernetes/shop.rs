@@ -227,6 +227,22 @@ impl Shop {
         .await;
     }
 
+    /// The record of the drain that is on, as the store has it.
+    pub(crate) async fn record(&self) -> Option<Value> {
+        let mut store = etcd_client::Client::connect([self.etcd.client_url()], None).await.unwrap();
+        let key = format!("/capturedrain/{}/drain/record", self.namespace);
+        let found = store.get(key, None).await.unwrap();
+        Some(serde_json::from_slice(found.kvs().first()?.value()).unwrap())
+    }
+
+    /// Runs the hook of a pod to its end: its exit code.
+    pub(crate) async fn hook(&self, pod: &str, args: &[&str]) -> Option<i32> {
+        let capture = &self.captures[pod];
+        let server = format!("http://{SERVICE_ADDRESS}:{}", capture.port);
+        let place = ["--server", &server, "--pod-name", pod, "--pod-uid", &capture.uid];
+        self.output(&[&["prestop"][..], &place, args].concat()).await.status.code()
+    }
+
     /// A capture as the cluster has it.
     pub(crate) async fn capture(&self, pod: &str) -> Option<Value> {
         let captures = self.json(&["captures"]).await;

@@ -28,6 +28,7 @@ const ALL: &[(Mutant, &str)] = &[
     (Mutant::StartsWithoutAck, "checkpoint_covers_plan"),
     (Mutant::WinnerActsUnchecked, "no_draining_coordinator"),
     (Mutant::RegistersAfterProof, "proof_is_final"),
+    (Mutant::RegistersAfterPromise, "proof_is_final"),
     (Mutant::PlacesBeforeBootstrap, "checkpoint_covers_plan"),
     (Mutant::DispatchersFirst, "maintainer_first"),
     (Mutant::IgnoresShare, "batch_bound"),

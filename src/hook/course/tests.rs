@@ -8,7 +8,7 @@ const START_MS: u64 = 1_000_000;
 const OWN: &str = "prestop of cdc-1";
 
 fn course(no_peers: NoPeers) -> Course {
-    let deadline = Deadline::new(START_MS, Duration::from_secs(600), Duration::from_secs(10));
+    let deadline = Deadline::new(START_MS, Duration::from_mins(10), Duration::from_secs(10));
     Course::new(Some("cdc-1".to_owned()), Some("uid".to_owned()), no_peers, deadline)
 }
 
