@@ -5,13 +5,20 @@
 #[path = "../support/api_server.rs"]
 #[allow(dead_code, reason = "other targets use more of it")]
 mod api_server;
+#[path = "../support/authority.rs"]
+#[allow(dead_code, reason = "other targets use more of it")]
+mod authority;
 mod chart;
 mod crd;
 mod ends;
+#[path = "../support/fake.rs"]
+#[allow(dead_code, reason = "other targets use more of it")]
+mod fake;
 mod harness;
 mod operator;
 mod plugin;
 mod replicas;
 #[allow(dead_code, reason = "grows with the tests")]
 mod shop;
+mod ticdc;
 mod trouble;

@@ -195,7 +195,7 @@ const RIGHTS: [(&str, &str, &str); 17] = [
 ];
 
 /// Grants everything but one thing.
-async fn grant(shop: &Shop, account: &str, without: Option<usize>) {
+pub(crate) async fn grant(shop: &Shop, account: &str, without: Option<usize>) {
     let rules: Vec<_> = (0..RIGHTS.len())
         .filter(|right| Some(*right) != without)
         .map(|right| {

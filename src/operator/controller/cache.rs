@@ -1,7 +1,7 @@
 //! What Kubernetes has, kept up to date by watches: drains, pods and nodes, each cut down to what is looked at.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt::Debug,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{Arc, Mutex, PoisonError},
@@ -151,21 +151,16 @@ impl Caches {
 
     /// A pod by its name.
     pub(super) fn pod(&self, namespace: &str, name: &str) -> PodSeen {
-        match self.pods.get(&ObjectRef::new(name).within(namespace)) {
-            None => PodSeen::Missing,
-            Some(pod) => PodSeen::There(Pod {
-                uid: pod.uid().unwrap_or_default(),
-                ips: ips(&pod),
-                created_at: created(&*pod),
-                is_deleting: pod.metadata.deletion_timestamp.is_some(),
-            }),
-        }
+        let found = self.pods.get(&ObjectRef::new(name).within(namespace));
+        found.map_or(PodSeen::Missing, |found| PodSeen::There(pod(&found)))
     }
 
-    /// Labels and annotations of these pods of a namespace.
-    pub(super) fn marks(&self, namespace: &str, names: &BTreeSet<&str>) -> Vec<(Marks, Marks)> {
-        let pods = names.iter().filter_map(|name| self.pods.get(&ObjectRef::new(name).within(namespace)));
-        pods.map(|pod| (pod.labels().clone(), pod.annotations().clone())).collect()
+    /// Labels and annotations of those pods of a namespace that are meant, by name and all else.
+    pub(super) fn marks(&self, namespace: &str, is_meant: impl Fn(&str, &Pod) -> bool) -> Vec<(Marks, Marks)> {
+        let pods = self.pods.state_filter(|found| {
+            found.metadata.namespace.as_deref() == Some(namespace) && is_meant(&found.name_any(), &pod(found))
+        });
+        pods.iter().map(|pod| (pod.labels().clone(), pod.annotations().clone())).collect()
     }
 
     /// Where each pod of a namespace is, by its UID.
@@ -242,6 +237,15 @@ fn complain(complaints: &Complaints, what: &'static str, error: &watcher::Error)
 
 fn created(object: &impl Resource<DynamicType = ()>) -> Timestamp {
     object.meta().creation_timestamp.as_ref().map(|created| created.0).unwrap_or_default()
+}
+
+fn pod(pod: &KubePod) -> Pod {
+    Pod {
+        uid: pod.uid().unwrap_or_default(),
+        ips: ips(pod),
+        created_at: created(pod),
+        is_deleting: pod.metadata.deletion_timestamp.is_some(),
+    }
 }
 
 fn ips(pod: &KubePod) -> Vec<String> {
