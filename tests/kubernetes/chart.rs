@@ -31,7 +31,7 @@ async fn helm(args: &[&str]) -> Result<String, String> {
 async fn render(namespace: &str, values: &[&str], only: &[&str]) -> Result<String, String> {
     let name = format!("fullnameOverride={NAME}");
     let only: Vec<_> = only.iter().map(|template| format!("templates/{template}.yaml")).collect();
-    let mut args = vec!["template", NAME, CHART, "--namespace", namespace, "--kube-version", "1.34.0", "--set", &name];
+    let mut args = vec!["template", NAME, CHART, "--namespace", namespace, "--set", &name];
     args.extend(values.iter().flat_map(|value| ["--set", value]));
     args.extend(only.iter().flat_map(|template| ["--show-only", template.as_str()]));
     helm(&args).await
