@@ -10,6 +10,7 @@ pub mod backend;
 pub mod controller;
 pub mod due;
 pub mod event;
+pub mod member;
 pub mod observe;
 pub mod plan;
 pub mod queue;

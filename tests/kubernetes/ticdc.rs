@@ -259,7 +259,8 @@ async fn captures_behind_mutual_tls_and_a_login_are_drained() {
     for (name, password) in [("login", "s3cret"), ("wrong", "guess")] {
         let data = json!({"username": "drainer", "password": password});
         let meta = json!({ "name": name });
-        shop.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": data}).to_string()).await;
+        shop.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": data}).to_string())
+            .await;
     }
     let operator = played.operate(&shop.admin).await;
     for (name, cluster, words) in [
@@ -283,7 +284,8 @@ async fn captures_behind_mutual_tls_and_a_login_are_drained() {
 #[tokio::test(flavor = "multi_thread")]
 async fn captures_of_another_service_are_not_believed() {
     let authority = Authority::new("tidb");
-    let played = Played::open(api_server::shared().await, "impostor", &V1, Some((&authority, "other-ticdc-peer"))).await;
+    let played =
+        Played::open(api_server::shared().await, "impostor", &V1, Some((&authority, "other-ticdc-peer"))).await;
     secret(&played.shop, "good", &authority, &authority).await;
     let _operator = played.operate(&played.shop.admin).await;
     played.drain("x", json!({"tlsSecretName": "good"}), json!({})).await;

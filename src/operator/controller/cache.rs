@@ -21,7 +21,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
 
-use super::clusters::ClusterKey;
+use super::{clusters::ClusterKey, error::category};
 use crate::{
     operator::{
         avoid::Place,
@@ -42,7 +42,15 @@ pub(super) const NODES: &str = "nodes";
 const MARKS: [&str; 4] = ["app.kubernetes.io/", "pingcap.com/", "tidb.pingcap.com/", "capturedrain.io/"];
 
 /// Why something is not known yet, by what it is.
-type Complaints = Arc<Mutex<BTreeMap<&'static str, String>>>;
+type Complaints = Arc<Mutex<BTreeMap<&'static str, Complaint>>>;
+
+/// Why something is not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Complaint {
+    sentence: String,
+    /// Whether it may not be known, which does not pass by itself.
+    is_forbidden: bool,
+}
 
 /// Everything that is watched.
 #[derive(Clone)]
@@ -146,19 +154,22 @@ impl Caches {
 
     /// What is not known at the moment, and why.
     pub(super) fn complaints(&self) -> BTreeMap<&'static str, String> {
-        self.complaints.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        complaints.iter().map(|(what, why)| (*what, why.sentence.clone())).collect()
     }
 
     /// A pod by its name.
     pub(super) fn pod(&self, namespace: &str, name: &str) -> PodSeen {
-        let found = self.pods.get(&ObjectRef::new(name).within(namespace));
-        found.map_or(PodSeen::Missing, |found| PodSeen::There(pod(&found)))
+        match self.pods.get(&ObjectRef::new(name).within(namespace)) {
+            None => PodSeen::Missing,
+            Some(pod) => PodSeen::There(seen(&pod)),
+        }
     }
 
     /// Labels and annotations of those pods of a namespace that are meant, by name and all else.
     pub(super) fn marks(&self, namespace: &str, is_meant: impl Fn(&str, &Pod) -> bool) -> Vec<(Marks, Marks)> {
-        let pods = self.pods.state_filter(|found| {
-            found.metadata.namespace.as_deref() == Some(namespace) && is_meant(&found.name_any(), &pod(found))
+        let pods = self.pods.state_filter(|pod| {
+            pod.metadata.namespace.as_deref() == Some(namespace) && is_meant(&pod.name_any(), &seen(pod))
         });
         pods.iter().map(|pod| (pod.labels().clone(), pod.annotations().clone())).collect()
     }
@@ -175,8 +186,13 @@ impl Caches {
         pods.iter().map(|pod| (pod.uid().unwrap_or_default(), place(pod))).collect()
     }
 
-    /// All nodes, by their names.
+    /// All nodes, by their names. None where they may not be followed: what was once is no preference for ever.
     pub(super) fn nodes(&self) -> BTreeMap<String, NodeSpec> {
+        let complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        if complaints.get(NODES).is_some_and(|why| why.is_forbidden) {
+            return BTreeMap::new();
+        }
+        drop(complaints);
         self.nodes.state().iter().map(|node| (node.name_any(), node.spec.clone().unwrap_or_default())).collect()
     }
 }
@@ -227,11 +243,17 @@ fn keep<K>(
 }
 
 fn complain(complaints: &Complaints, what: &'static str, error: &watcher::Error) {
-    let sentence = error.to_string();
-    let before = complaints.lock().unwrap_or_else(PoisonError::into_inner).insert(what, sentence.clone());
+    let is_forbidden = match error {
+        watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) => {
+            category(error) == "forbidden"
+        }
+        _ => false,
+    };
+    let now = Complaint { sentence: error.to_string(), is_forbidden };
+    let before = complaints.lock().unwrap_or_else(PoisonError::into_inner).insert(what, now.clone());
     // Said once, not at each attempt.
-    if before.as_ref() != Some(&sentence) {
-        tracing::warn!(what, error = sentence, "cannot be watched");
+    if before.as_ref() != Some(&now) {
+        tracing::warn!(what, error = now.sentence, "cannot be watched");
     }
 }
 
@@ -239,18 +261,18 @@ fn created(object: &impl Resource<DynamicType = ()>) -> Timestamp {
     object.meta().creation_timestamp.as_ref().map(|created| created.0).unwrap_or_default()
 }
 
-fn pod(pod: &KubePod) -> Pod {
+fn ips(pod: &KubePod) -> Vec<String> {
+    let ips = pod.status.as_ref().and_then(|status| status.pod_ips.as_ref());
+    ips.into_iter().flatten().map(|ip| ip.ip.clone()).collect()
+}
+
+fn seen(pod: &KubePod) -> Pod {
     Pod {
         uid: pod.uid().unwrap_or_default(),
         ips: ips(pod),
         created_at: created(pod),
         is_deleting: pod.metadata.deletion_timestamp.is_some(),
     }
-}
-
-fn ips(pod: &KubePod) -> Vec<String> {
-    let ips = pod.status.as_ref().and_then(|status| status.pod_ips.as_ref());
-    ips.into_iter().flatten().map(|ip| ip.ip.clone()).collect()
 }
 
 fn slim_pod(pod: &mut KubePod) {
