@@ -189,6 +189,8 @@ pub(crate) struct Coordinator {
     next_heartbeat: Instant,
     beats: u64,
     balance_after: Instant,
+    /// Until when those that are to be avoided get nothing while others may still hear of the state.
+    avoid_until: Instant,
     outputs: Vec<Output>,
 }
 
@@ -219,6 +221,7 @@ impl Coordinator {
             next_heartbeat: now.monotonic,
             beats: 0,
             balance_after: now.monotonic + options.balance_cooldown,
+            avoid_until: now.monotonic,
             outputs: Vec::new(),
             options,
         }
