@@ -168,7 +168,8 @@ async fn captures_are_shown_by_their_nodes_before_anybody_drains_them() {
     let node = cordon(&shop, &target).await;
     let seen = wait_for_why(&shop, &node, &format!("waits for {target}, which nobody drains")).await;
     assert_eq!((&seen["drains"], &seen["clusters"][0]["coordinator"]), (&json!([]), &json!(coordinator)), "{seen:#}");
-    let captures = seen["clusters"][0]["nodes"].as_array().unwrap().iter().flat_map(|node| node["captures"].as_array());
+    let captures =
+        seen["clusters"][0]["nodes"].as_array().unwrap().iter().filter_map(|node| node["captures"].as_array());
     assert_eq!(captures.flatten().filter(|capture| capture["heard"] == true).count(), 3, "{seen:#}");
     // A check finds them as well.
     let (_, found) = check(&shop.admin, &shop.namespace, &[]).await;

@@ -36,7 +36,7 @@ impl Played {
         let tls = tls.map(|(authority, service)| mutual(authority, &format!("{service}.{}.svc", shop.namespace)));
         let host = |n: usize| format!("db-ticdc-{n}.{PEER}.{}.svc", shop.namespace);
         let stage = Stage { host: SERVICE_ADDRESS, advertised: Some(&host), tls };
-        let fake = Fake::start_on(stage, GOOD, [left(3)]);
+        let fake = Fake::start_on(&stage, GOOD, [left(3)]);
         let service = json!({
             "apiVersion": "v1", "kind": "Service", "metadata": {"name": PEER},
             "spec": {"clusterIP": "None", "ports": [{"name": "ticdc", "port": 8301}]},

@@ -144,10 +144,10 @@ impl Drop for Fake {
 
 impl Fake {
     pub(crate) fn start(versions: [&str; 3], drain: impl IntoIterator<Item = Reply>) -> Self {
-        Self::start_on(Stage { host: "127.0.0.1", advertised: None, tls: None }, versions, drain)
+        Self::start_on(&Stage { host: "127.0.0.1", advertised: None, tls: None }, versions, drain)
     }
 
-    pub(crate) fn start_on(stage: Stage<'_>, versions: [&str; 3], drain: impl IntoIterator<Item = Reply>) -> Self {
+    pub(crate) fn start_on(stage: &Stage<'_>, versions: [&str; 3], drain: impl IntoIterator<Item = Reply>) -> Self {
         let listeners = versions.map(|_| TcpListener::bind((stage.host, 0)).unwrap());
         let servers: Vec<_> = listeners.iter().map(|at| at.local_addr().unwrap().to_string()).collect();
         let advertised = |n: usize, at: &TcpListener| match stage.advertised {
