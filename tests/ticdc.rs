@@ -141,7 +141,7 @@ fn nonsense() -> Vec<(Reply, Option<&'static str>)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_number_is_never_taken_for_0_at_the_start() {
     for (reply, stall) in nonsense() {
-        let fake = Fake::start(ALL_GOOD, [reply.clone()]).await;
+        let fake = Fake::start(ALL_GOOD, [reply.clone()]);
         let (backend, mut drain) = (way(&fake), drain("c1"));
         let asked = |_: &CaptureDrain| fake.play().count(PUT) >= 4;
         until(&backend, &mut drain, "four requests", asked, never_drained).await;
@@ -155,7 +155,7 @@ async fn what_is_no_number_is_never_taken_for_0_at_the_start() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_number_is_never_taken_for_0_in_the_middle() {
     for (reply, stall) in nonsense() {
-        let fake = Fake::start(ALL_GOOD, [left(3), left(2), reply.clone()]).await;
+        let fake = Fake::start(ALL_GOOD, [left(3), left(2), reply.clone()]);
         let (backend, mut drain) = (way(&fake), drain("c1"));
         let asked = |drain: &CaptureDrain| {
             let is_told = if stall.is_some() { stalled(drain) == stall } else { blockers(drain) == ["OwnerNotReady"] };
@@ -173,7 +173,7 @@ async fn what_is_no_number_is_never_taken_for_0_in_the_middle() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_takes_too_long_is_none() {
-    let fake = Fake::start(ALL_GOOD, [left(1), Reply::Slow(Duration::from_mins(10))]).await;
+    let fake = Fake::start(ALL_GOOD, [left(1), Reply::Slow(Duration::from_mins(10))]);
     let (backend, mut drain) = (way(&fake), drain("c1"));
     until(&backend, &mut drain, "the wait to end", |drain| blockers(drain) == ["OwnerNotReady"], never_drained).await;
 }
@@ -186,7 +186,7 @@ async fn zero_is_no_proof_by_itself() {
         replies.extend([left(0), other.clone(), left(0), other]);
     }
     let count = replies.len();
-    let fake = Fake::start(ALL_GOOD, [left(5)].into_iter().chain(replies).chain([left(1)])).await;
+    let fake = Fake::start(ALL_GOOD, [left(5)].into_iter().chain(replies).chain([left(1)]));
     let (backend, mut drain) = (way(&fake), drain("c1"));
     let asked = |_: &CaptureDrain| fake.play().count(PUT) >= count + 4;
     until(&backend, &mut drain, "all answers", asked, never_drained).await;
@@ -212,7 +212,7 @@ async fn releases_that_do_not_drain_are_named_and_never_asked() {
         (["v8.5.7", "v8.5.6-release.1", "v8.5.7"], "c1", "v8.5.6-release.1, which may answer"),
         (["None"; 3], "c0", "no release that is known"),
     ] {
-        let fake = Fake::start(versions, [left(0)]).await;
+        let fake = Fake::start(versions, [left(0)]);
         let (backend, mut drain) = (way(&fake), drain("c1"));
         let stalls = |drain: &CaptureDrain| stalled(drain) == Some("DrainUnsupported");
         for _ in 0..3 {
@@ -226,7 +226,7 @@ async fn releases_that_do_not_drain_are_named_and_never_asked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_capture_that_does_not_say_its_release_is_waited_for() {
-    let fake = Fake::start(ALL_GOOD, [left(0)]).await;
+    let fake = Fake::start(ALL_GOOD, [left(0)]);
     fake.play().captures[2].1 = None;
     let (backend, mut drain) = (way(&fake), drain("c1"));
     let stalls = |drain: &CaptureDrain| stalled(drain) == Some("ClusterUnreachable");
@@ -239,7 +239,7 @@ async fn a_capture_that_does_not_say_its_release_is_waited_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_release_that_joins_in_the_middle_ends_the_asking() {
-    let fake = Fake::start(ALL_GOOD, [left(3)]).await;
+    let fake = Fake::start(ALL_GOOD, [left(3)]);
     let (backend, mut drain) = (way(&fake), drain("c1"));
     until(&backend, &mut drain, "the drain", |drain| phase(drain) == "Draining", never_drained).await;
     let first = epoch(&drain);
@@ -261,7 +261,7 @@ async fn a_release_that_joins_in_the_middle_ends_the_asking() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_that_restarts_is_waited_for() {
-    let fake = Fake::start(ALL_GOOD, [left(3), left(2)]).await;
+    let fake = Fake::start(ALL_GOOD, [left(3), left(2)]);
     let (backend, mut drain) = (way(&fake), drain("c1"));
     until(&backend, &mut drain, "the drain", |drain| phase(drain) == "Draining", never_drained).await;
     let first = epoch(&drain);
@@ -285,7 +285,7 @@ async fn lists_that_make_no_sense_are_no_cluster() {
         Reply::CutOff(200, "[".to_owned()),
         Reply::Redirect("/elsewhere".to_owned()),
     ] {
-        let fake = Fake::start(ALL_GOOD, [left(0)]).await;
+        let fake = Fake::start(ALL_GOOD, [left(0)]);
         fake.play().instead = std::iter::repeat_n(reply.clone(), 500).collect();
         let (backend, mut drain) = (way(&fake), drain("c1"));
         for _ in 0..4 {
@@ -299,7 +299,7 @@ async fn lists_that_make_no_sense_are_no_cluster() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_owner_resigns_before_it_is_drained() {
-    let fake = Fake::start(ALL_GOOD, [left(2), left(0)]).await;
+    let fake = Fake::start(ALL_GOOD, [left(2), left(0)]);
     let (backend, mut drain) = (way(&fake), drain("c0"));
     until_drained(&backend, &mut drain).await;
     let seen = fake.play().seen.clone();
@@ -311,7 +311,7 @@ async fn the_owner_resigns_before_it_is_drained() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proof_does_not_end_the_asking_and_is_void_when_work_comes_back() {
-    let fake = Fake::start(ALL_GOOD, [left(1), left(0)]).await;
+    let fake = Fake::start(ALL_GOOD, [left(1), left(0)]);
     let (backend, mut drain) = (way(&fake), drain("c1"));
     until_drained(&backend, &mut drain).await;
     let progress = drain.status.as_ref().unwrap().progress.clone().unwrap();
@@ -332,7 +332,7 @@ async fn a_proof_does_not_end_the_asking_and_is_void_when_work_comes_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_that_goes_with_work_on_it_was_not_drained() {
-    let fake = Fake::start(ALL_GOOD, [left(4)]).await;
+    let fake = Fake::start(ALL_GOOD, [left(4)]);
     let (backend, mut drain) = (way(&fake), drain("c1"));
     until(&backend, &mut drain, "the drain", |drain| phase(drain) == "Draining", never_drained).await;
     fake.restart(1, "c7", GOOD);
@@ -342,7 +342,7 @@ async fn a_target_that_goes_with_work_on_it_was_not_drained() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_drain_at_a_time() {
-    let fake = Fake::start(ALL_GOOD, [left(4)]).await;
+    let fake = Fake::start(ALL_GOOD, [left(4)]);
     let (backend, mut first, mut second) = (way(&fake), drain("c1"), drain("c2"));
     until(&backend, &mut first, "the drain", |drain| phase(drain) == "Draining", never_drained).await;
     until(&backend, &mut second, "the queue", |drain| phase(drain) == "Queued", never_drained).await;
@@ -359,7 +359,7 @@ async fn one_drain_at_a_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_that_somebody_else_has_asked_for_is_waited_for() {
     let says = "scheduler request failed, drain already in progress on capture c2";
-    let fake = Fake::start(ALL_GOOD, [complaint(500, "CDC:ErrSchedulerRequestFailed", says)]).await;
+    let fake = Fake::start(ALL_GOOD, [complaint(500, "CDC:ErrSchedulerRequestFailed", says)]);
     let (backend, mut drain) = (way(&fake), drain("c1"));
     until(&backend, &mut drain, "the queue", |drain| phase(drain) == "Queued", never_drained).await;
     assert_eq!(reason(&drain, "Reconciling"), "BlockedByDrain");
@@ -370,7 +370,7 @@ async fn a_drain_that_somebody_else_has_asked_for_is_waited_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_only_capture_has_nobody_to_leave_its_work_to() {
-    let fake = Fake::start(ALL_GOOD, [left(0)]).await;
+    let fake = Fake::start(ALL_GOOD, [left(0)]);
     fake.play().listed = 1;
     let (backend, mut drain) = (way(&fake), drain("c0"));
     let stalls = |drain: &CaptureDrain| stalled(drain) == Some("NoDestination");
@@ -381,7 +381,7 @@ async fn the_only_capture_has_nobody_to_leave_its_work_to() {
 #[tokio::test(flavor = "multi_thread")]
 async fn there_is_no_way_back() {
     for proven in [false, true] {
-        let fake = Fake::start(ALL_GOOD, [left(u64::from(!proven))]).await;
+        let fake = Fake::start(ALL_GOOD, [left(u64::from(!proven))]);
         let (backend, mut drain) = (way(&fake), drain("c1"));
         let is = |drain: &CaptureDrain| phase(drain) == if proven { "Drained" } else { "Draining" };
         until(&backend, &mut drain, "the drain", is, |_| {}).await;
@@ -397,8 +397,36 @@ async fn there_is_no_way_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_proof_is_taken_back_when_its_grounds_fall_away() {
+    let fake = Fake::start(ALL_GOOD, [left(1), left(0)]);
+    let (backend, mut drain) = (way(&fake), drain("c1"));
+    until_drained(&backend, &mut drain).await;
+    // One that cannot drain joins: its 0 would say nothing.
+    fake.restart(2, "c9", "v8.5.5");
+    let is_refused = |drain: &CaptureDrain| stalled(drain) == Some("DrainUnsupported");
+    until(&backend, &mut drain, "the refusal", is_refused, |_| {}).await;
+    never_drained(&drain);
+    assert_eq!(reason(&drain, "Drained"), "ProgressUnknown");
+    fake.restart(2, "c2", GOOD);
+    until_drained(&backend, &mut drain).await;
+    // Another owner has to say it, too.
+    fake.play().drain = [Reply::Slow(INTERVAL * 10), left(0)].into();
+    fake.play().owner = 2;
+    let is_taken_back = |drain: &CaptureDrain| !is_drained(drain);
+    until(&backend, &mut drain, "the doubt", is_taken_back, |_| {}).await;
+    assert_eq!((phase(&drain), reason(&drain, "Drained").as_str()), ("Draining", "InProgress"));
+    until_drained(&backend, &mut drain).await;
+    // Alone, it would be given what the others had.
+    fake.play().owner = 0;
+    fake.play().captures.swap(0, 1);
+    fake.play().listed = 1;
+    let is_alone = |drain: &CaptureDrain| !is_drained(drain) && blockers(drain) == ["NoDestination"];
+    until(&backend, &mut drain, "the loneliness", is_alone, |_| {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_process_goes_on_under_the_same_number_and_deadline() {
-    let fake = Fake::start(ALL_GOOD, [left(4)]).await;
+    let fake = Fake::start(ALL_GOOD, [left(4)]);
     let (first, mut drain) = (way(&fake), drain("c1"));
     let is_on = |drain: &CaptureDrain| phase(drain) == "Draining";
     until(&first, &mut drain, "the drain", is_on, never_drained).await;
@@ -423,7 +451,7 @@ async fn another_process_goes_on_under_the_same_number_and_deadline() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_login_is_for_the_servers_and_is_never_printed() {
-    let fake = Fake::start(ALL_GOOD, [left(1), left(0)]).await;
+    let fake = Fake::start(ALL_GOOD, [left(1), left(0)]);
     // One server is known; the others are the cluster's word.
     let backend = backend(fake.servers()[..1].to_vec(), Some(("anna", "s3cret")));
     let mut drain = drain("c1");
@@ -488,7 +516,7 @@ async fn a_manifest_of_this_kind_is_applied_from_the_command_line() {
     cluster.ok(&["apply", "--wait", "-f", &path]).await;
     assert_empty(&cluster, target).await;
     // And what cannot be drained has its exit code and its sentence.
-    let fake = Fake::start(["v8.5.5"; 3], [left(0)]).await;
+    let fake = Fake::start(["v8.5.5"; 3], [left(0)]);
     std::fs::write(&file, capturedrain::resource::to_yaml(&drain("c1")).unwrap()).unwrap();
     let (code, said) = processes::run(&["apply", "--wait", "-f", &path], &fake.servers().join(",")).await;
     assert_eq!((code, said.contains("DrainUnsupported")), (7, true), "{said}");

@@ -12,6 +12,7 @@ pub mod certificates;
 pub mod controller;
 pub mod due;
 pub mod event;
+pub mod member;
 pub mod observe;
 pub mod plan;
 pub mod queue;

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     resource::{
         ACCEPTED, BlockedBy, CaptureDrain, CaptureDrainSpec, CaptureDrainStatus, ClusterKind, Conditions, DRAINED,
-        FINISHED, LimitPolicy, Progress, RECONCILING, STALLED, SUCCEEDED, Work,
+        FINISHED, LimitPolicy, Progress, RECONCILING, STALLED, SUCCEEDED, Work, is_true,
     },
     view::WorkView,
 };
@@ -162,6 +162,10 @@ impl Round<'_> {
         match stage {
             Stage::Finished | Stage::Kept => {}
             Stage::Unseen(unseen) => {
+                // Silence takes nothing back; a cluster that cannot say who is empty does.
+                if matches!(unseen, Unseen::Unsupported(_)) && is_true(&self.after.conditions, DRAINED) {
+                    self.conditions.set(DRAINED, false, "ProgressUnknown", unseen.to_string());
+                }
                 self.conditions.set(STALLED, true, unseen.reason(), unseen.to_string());
                 self.after.phase = Some("Unknown".to_owned());
             }
@@ -209,6 +213,10 @@ impl Round<'_> {
 
     fn queued(&mut self, ahead: &[BlockedBy]) {
         self.after.phase = Some("Queued".to_owned());
+        if self.after.epoch.is_none() {
+            let capture = self.after.capture_id.as_deref().unwrap_or_default();
+            self.conditions.set(ACCEPTED, true, "Queued", format!("the target is capture {capture}, its drain waits"));
+        }
         self.after.queue_position = Some(number(ahead.len() as u64));
         self.blocked_by(ahead.first().cloned());
         let Some(next) = ahead.first() else { return };

@@ -193,14 +193,14 @@ fn a_new_registration_voids_the_proof() {
 fn another_drain_comes_first() {
     let mut drain = drain("captureID: b");
     assert_eq!(round(&mut drain, &draining("a", None), &Outcome::Idle, 0), Action::Nothing);
-    check(&drain, "Queued", &[("Reconciling", "True", "BlockedByDrain")]);
+    check(&drain, "Queued", &[("Accepted", "True", "Queued"), ("Reconciling", "True", "BlockedByDrain")]);
     assert_eq!(drain.status.as_ref().unwrap().blocked_by[0].name.as_deref(), Some("a"));
     // The same, found out by asking.
     let other = Refusal::OtherDrain { target: CaptureId::new("a").unwrap(), epoch: DrainEpoch(3) };
     round(&mut drain, &cluster(), &Outcome::Refused(other), 1);
     check(&drain, "Queued", &[("Reconciling", "True", "BlockedByDrain")]);
     round(&mut drain, &cluster(), &started(), 2);
-    check(&drain, "Draining", &[]);
+    check(&drain, "Draining", &[("Accepted", "True", "Accepted")]);
 }
 
 #[test]

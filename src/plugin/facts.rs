@@ -26,7 +26,7 @@ use kube::{
 use super::{
     Trouble,
     hook::{self, HookFacts},
-    scene::{behind, captures, list},
+    scene::{behind, captures, keys, list},
 };
 use crate::{
     operator::{
@@ -40,7 +40,7 @@ use crate::{
 
 /// The name of the Lease that operators share, unless they are told otherwise.
 pub const LEASE_NAME: &str = "capturedrain-operator";
-/// What the operator's `ServiceAccount` is labelled with.
+/// What the operator's `ServiceAccount` is labelled with by the chart, and its Lease by itself.
 const OPERATOR_LABEL: &str = "app.kubernetes.io/name=capturedrain-operator";
 
 /// What is asked about.
@@ -110,7 +110,7 @@ pub struct SecretFacts {
 }
 
 /// Something that one may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Right {
     /// What for.
     pub purpose: Purpose,
@@ -120,6 +120,8 @@ pub struct Right {
     pub group: &'static str,
     /// `pods`, or `capturedrains/status`.
     pub resource: &'static str,
+    /// The only object that is meant, by its name.
+    pub object: Option<String>,
     /// One of Kubernetes' verbs.
     pub verb: &'static str,
 }
@@ -142,7 +144,7 @@ const fn right(
     resource: &'static str,
     verb: &'static str,
 ) -> Right {
-    Right { purpose, is_vital, group, resource, verb }
+    Right { purpose, is_vital, group, resource, object: None, verb }
 }
 
 const OURS: &str = "capturedrain.io";
@@ -163,7 +165,7 @@ const OWN: [Right; 10] = [
 ];
 
 /// What the operator needs.
-const OPERATORS: [Right; 13] = [
+const OPERATORS: [Right; 12] = [
     right(Purpose::Operate, true, OURS, "capturedrains", "list"),
     right(Purpose::Operate, true, OURS, "capturedrains", "watch"),
     right(Purpose::Operate, true, OURS, "capturedrains", "patch"),
@@ -172,7 +174,6 @@ const OPERATORS: [Right; 13] = [
     right(Purpose::Operate, true, "", "pods", "watch"),
     right(Purpose::Operate, true, "", "services", "get"),
     right(Purpose::Operate, true, SLICES, "endpointslices", "list"),
-    right(Purpose::Operate, false, "", "secrets", "get"),
     right(Purpose::Operate, false, "", "nodes", "list"),
     right(Purpose::Operate, false, "", "nodes", "watch"),
     right(Purpose::Operate, false, "events.k8s.io", "events", "create"),
@@ -180,7 +181,7 @@ const OPERATORS: [Right; 13] = [
 ];
 
 impl Right {
-    fn attributes(self, namespace: &str) -> ResourceAttributes {
+    fn attributes(&self, namespace: &str) -> ResourceAttributes {
         let (resource, subresource) = self.resource.split_once('/').unwrap_or((self.resource, ""));
         let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
         ResourceAttributes {
@@ -189,6 +190,7 @@ impl Right {
             group: some(self.group),
             resource: some(resource),
             subresource: some(subresource),
+            name: self.object.clone(),
             verb: some(self.verb),
             ..ResourceAttributes::default()
         }
@@ -215,7 +217,8 @@ pub async fn facts(client: &Client, wanted: &Wanted) -> Result<Facts, Trouble> {
     let crds = Api::<CustomResourceDefinition>::all(client.clone());
     let name = CaptureDrain::crd_name();
     let budgets = api::<PodDisruptionBudget>(client, Some(&wanted.namespace));
-    let services = services(client, wanted).await;
+    let clusters = clusters(client, wanted).await;
+    let services = future::join_all(clusters.iter().map(|key| service(client, key))).await;
     Ok(Facts {
         now: Timestamp::now(),
         namespace: wanted.namespace.clone(),
@@ -224,7 +227,7 @@ pub async fn facts(client: &Client, wanted: &Wanted) -> Result<Facts, Trouble> {
         is_served: is_served(client).await,
         crd: crds.get(name).await.map_err(Trouble::reading("the CRD")),
         leases: leases(client, &wanted.namespace).await,
-        operators: operators(client, &wanted.namespace).await,
+        operators: operators(client, &wanted.namespace, &clusters).await,
         hook: hook::facts(client, &wanted.namespace, &services).await,
         services,
         budgets: list(&budgets, "PodDisruptionBudgets").await,
@@ -240,21 +243,46 @@ pub(super) async fn is_served(client: &Client) -> Result<bool, Trouble> {
     }
 }
 
-/// The Lease of the namespace itself, or else those of all: an operator is usually elsewhere.
+/// Leases of operators: those of the namespace itself, or else of all, since an operator is usually elsewhere. They are
+/// told by their label, whatever they are called, or by the usual name.
 async fn leases(client: &Client, namespace: &str) -> Result<Vec<Lease>, Trouble> {
     let reading = || Trouble::reading("Leases");
-    let here = api::<Lease>(client, Some(namespace)).get_opt(LEASE_NAME).await.map_err(reading());
-    match here {
-        Ok(Some(lease)) => Ok(vec![lease]),
-        Ok(None) | Err(Trouble::Unauthorised(_)) => {
-            let named = ListParams::default().fields(&format!("metadata.name={LEASE_NAME}"));
-            Ok(Api::<Lease>::all(client.clone()).list(&named).await.map_err(reading())?.items)
-        }
-        Err(trouble) => Err(trouble),
+    let labelled = ListParams::default().labels(OPERATOR_LABEL);
+    let here = api::<Lease>(client, Some(namespace));
+    // Who may see one of them may not see all.
+    let named = here.get_opt(LEASE_NAME).await.ok().flatten();
+    let mut found = here.list(&labelled).await.map_or_else(|_| Vec::new(), |list| list.items);
+    found.extend(named.filter(|named| !found.iter().any(|lease| lease.name_any() == named.name_any())));
+    if !found.is_empty() {
+        return Ok(found);
     }
+    let all = Api::<Lease>::all(client.clone());
+    let named = ListParams::default().fields(&format!("metadata.name={LEASE_NAME}"));
+    let mut found = all.list(&labelled).await.map_err(reading())?.items;
+    let named = all.list(&named).await.map_err(reading())?.items;
+    let is_new = |named: &Lease| !found.iter().any(|lease| lease.uid() == named.uid());
+    let new: Vec<_> = named.into_iter().filter(is_new).collect();
+    found.extend(new);
+    Ok(found)
 }
 
-async fn operators(client: &Client, namespace: &str) -> Result<BTreeMap<String, Vec<(Right, bool)>>, Trouble> {
+/// What operators may do in a namespace, and with the Secrets of these clusters.
+async fn operators(
+    client: &Client,
+    namespace: &str,
+    clusters: &BTreeSet<ClusterKey>,
+) -> Result<BTreeMap<String, Vec<(Right, bool)>>, Trouble> {
+    let secrets: BTreeSet<_> = clusters
+        .iter()
+        .flat_map(|key| [&key.cluster.tls_secret_name, &key.cluster.user_secret_name])
+        .filter_map(Clone::clone)
+        .collect();
+    let of_secrets = secrets
+        .into_iter()
+        .map(|name| Right { object: Some(name), ..right(Purpose::Operate, false, "", "secrets", "get") });
+    let wanted: Vec<_> = OPERATORS.into_iter().chain(of_secrets).collect();
+    let wanted = &wanted;
+
     let labelled = ListParams::default().labels(OPERATOR_LABEL);
     let accounts = Api::<ServiceAccount>::all(client.clone()).list(&labelled).await;
     let accounts = accounts.map_err(Trouble::reading("ServiceAccounts"))?.items;
@@ -265,7 +293,7 @@ async fn operators(client: &Client, namespace: &str) -> Result<BTreeMap<String, 
             format!("system:serviceaccounts:{}", account.namespace().unwrap_or_default()),
             "system:authenticated".to_owned(),
         ];
-        let asked = OPERATORS.map(|right| may(client, right, namespace, &user, &groups));
+        let asked = wanted.iter().map(|right| may(client, right, namespace, &user, &groups));
         Ok((user.clone(), future::try_join_all(asked).await?))
     });
     Ok(future::try_join_all(rights).await?.into_iter().collect())
@@ -274,7 +302,7 @@ async fn operators(client: &Client, namespace: &str) -> Result<BTreeMap<String, 
 /// Whether an account may do something.
 async fn may(
     client: &Client,
-    right: Right,
+    right: &Right,
     namespace: &str,
     user: &str,
     groups: &[String],
@@ -289,14 +317,15 @@ async fn may(
     let reviews = Api::<SubjectAccessReview>::all(client.clone());
     let answer = reviews.create(&PostParams::default(), &review).await;
     let answer = answer.map_err(Trouble::reading("the operator's rights"))?;
-    Ok((right, answer.status.is_some_and(|status| status.allowed)))
+    Ok((right.clone(), answer.status.is_some_and(|status| status.allowed)))
 }
 
-async fn services(client: &Client, wanted: &Wanted) -> Vec<ServiceFacts> {
+async fn clusters(client: &Client, wanted: &Wanted) -> BTreeSet<ClusterKey> {
     let namespace = &wanted.namespace;
-    // Without the CRD, or the right to list drains, others say so.
+    // Without the CRD, or the right to list drains or pods, others say so.
     let drains = list(&api::<CaptureDrain>(client, Some(namespace)), "CaptureDrains").await.unwrap_or_default();
-    let mut keys: BTreeSet<_> = drains.iter().map(ClusterKey::of).collect();
+    let pods = list(&api::<Pod>(client, Some(namespace)), "pods").await.unwrap_or_default();
+    let mut keys = keys(&drains, &pods);
     if let Some(service) = &wanted.service {
         keys.retain(|key| key.cluster.service_name == *service);
         if keys.is_empty() || wanted.tls_secret.is_some() {
@@ -309,7 +338,7 @@ async fn services(client: &Client, wanted: &Wanted) -> Vec<ServiceFacts> {
             keys = BTreeSet::from([ClusterKey { namespace: namespace.clone(), cluster }]);
         }
     }
-    future::join_all(keys.iter().map(|key| service(client, key))).await
+    keys
 }
 
 async fn service(client: &Client, key: &ClusterKey) -> ServiceFacts {

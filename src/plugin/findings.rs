@@ -94,7 +94,8 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     found.push(rights("rights-apply", "ask for drains", Purpose::Apply, &facts.own, &facts.namespace));
     found.extend(operator_rights(facts));
     if facts.services.is_empty() {
-        let message = "no CaptureDrain of this namespace names a Service: name the captures' by --service";
+        let message =
+            "neither a CaptureDrain nor a pod of this namespace names a Service: name the captures' by --service";
         found.push(Finding::new("service", Level::Skipped, message));
     }
     for service in &facts.services {
@@ -191,7 +192,11 @@ fn level(missing: &[&(Right, bool)]) -> Level {
 }
 
 fn names(missing: &[&(Right, bool)]) -> String {
-    let names: Vec<_> = missing.iter().map(|(right, _)| format!("{} {}", right.verb, right.resource)).collect();
+    let name = |right: &Right| {
+        let object = right.object.as_ref().map(|object| format!("/{object}")).unwrap_or_default();
+        format!("{} {}{object}", right.verb, right.resource)
+    };
+    let names: Vec<_> = missing.iter().map(|(right, _)| name(right)).collect();
     names.join(", ")
 }
 

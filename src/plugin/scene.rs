@@ -28,6 +28,7 @@ use super::Trouble;
 use crate::{
     operator::{
         controller::{ClusterKey, connect, namespaced as api, slices},
+        member,
         observe::Unseen,
     },
     resource::{CaptureDrain, ClusterKind},
@@ -44,7 +45,7 @@ pub struct Scene {
     pub now: Timestamp,
     /// All drains that are asked about.
     pub drains: Vec<CaptureDrain>,
-    /// The clusters that they name.
+    /// The clusters that they name, and those of which there are pods.
     pub clusters: Vec<ClusterScene>,
     /// The pods of their namespaces, or why they are not known.
     pub pods: Result<Vec<PodScene>, Trouble>,
@@ -94,9 +95,9 @@ pub async fn scene(client: &Client, namespace: Option<&str>) -> Result<Scene, Tr
             ),
             other => other,
         })?;
-    let keys: BTreeSet<_> = drains.iter().map(ClusterKey::of).collect();
     let (pods_api, nodes_api) = (api::<Pod>(client, namespace), Api::<Node>::all(client.clone()));
     let (pods, nodes) = future::join(list(&pods_api, "pods"), list(&nodes_api, "nodes")).await;
+    let keys = keys(&drains, pods.as_deref().unwrap_or_default());
     let of_clusters = keys.iter().map(|key| cluster(client, key, pods.as_deref().unwrap_or_default()));
     let clusters = future::join_all(of_clusters).await;
     let is_cordoned = |node: Node| (node.name_any(), node.spec.and_then(|spec| spec.unschedulable) == Some(true));
@@ -107,6 +108,21 @@ pub async fn scene(client: &Client, namespace: Option<&str>) -> Result<Scene, Tr
         pods: pods.map(|pods| pods.iter().map(pod_scene).collect()),
         cordoned: nodes.map(|nodes| nodes.into_iter().map(is_cordoned).collect()),
     })
+}
+
+/// The clusters that drains name, and those of which there are pods and no drains.
+pub(super) fn keys(drains: &[CaptureDrain], pods: &[Pod]) -> BTreeSet<ClusterKey> {
+    let mut keys: BTreeSet<_> = drains.iter().map(ClusterKey::of).collect();
+    for pod in pods {
+        let namespace = pod.namespace().unwrap_or_default();
+        let Some(cluster) = member::cluster(pod.labels(), pod.annotations()) else { continue };
+        let is_same =
+            |key: &ClusterKey| (&key.namespace, &key.cluster.service_name) == (&namespace, &cluster.service_name);
+        if !keys.iter().any(is_same) {
+            keys.insert(ClusterKey { namespace, cluster });
+        }
+    }
+    keys
 }
 
 /// Something after each change of what a scene shows, as far as it may be watched.
@@ -149,7 +165,12 @@ async fn cluster(client: &Client, key: &ClusterKey, pods: &[Pod]) -> ClusterScen
     let (found, slices, captures) =
         future::join3(services.get_opt(&service), slices(client, key), captures(client, key)).await;
     // What is not known here only leaves pods out.
-    let behind = behind(found.ok().flatten().as_ref(), &slices.unwrap_or_default(), pods, &namespace);
+    let mut behind = behind(found.ok().flatten().as_ref(), &slices.unwrap_or_default(), pods, &namespace);
+    let is_of = |pod: &&Pod| {
+        let of = member::cluster(pod.labels(), pod.annotations());
+        pod.namespace().as_ref() == Some(&namespace) && of.is_some_and(|of| of.service_name == service)
+    };
+    behind.extend(pods.iter().filter(is_of).map(kube::ResourceExt::name_any));
     ClusterScene { namespace, service, captures, behind }
 }
 

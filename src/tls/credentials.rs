@@ -1,17 +1,18 @@
 //! What the TLS files held at one moment, read, checked and ready to use.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::Read as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use jiff::Timestamp;
 use rustls::{
     CertificateError, ClientConfig, RootCertStore, ServerConfig,
-    client::{WebPkiServerVerifier, danger::ServerCertVerifier as _},
+    client::{WebPkiServerVerifier, danger::ServerCertVerifier},
     crypto::{CryptoProvider, ring},
     pki_types::{
         CertificateDer, PrivateKeyDer, ServerName, UnixTime,
@@ -21,7 +22,7 @@ use rustls::{
 };
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
-use super::{Caller, Role, TlsError};
+use super::{Caller, Role, TlsError, behind::Behind};
 
 /// Longest TLS file, in bytes.
 const FILE_MAX_BYTES: u64 = 1 << 20;
@@ -180,6 +181,8 @@ pub struct Credentials {
     /// Judges those who dial; only with a CA of its own.
     clients: Option<Arc<dyn ClientCertVerifier>>,
     http: reqwest::Client,
+    /// The same for those behind a name, by that name, once somebody has asked for it.
+    behind: Mutex<BTreeMap<String, reqwest::Client>>,
 }
 
 impl std::fmt::Debug for Credentials {
@@ -251,7 +254,7 @@ impl Credentials {
         let config = client_config(servers.clone(), own.as_ref()).map_err(|error| mismatch(files, &error))?;
         let http = http_client(config)?;
         let ca = texts.ca.as_ref().map(tonic::transport::Certificate::from_pem);
-        Ok(Self { own, ca, servers, clients, http })
+        Ok(Self { own, ca, servers, clients, http, behind: Mutex::default() })
     }
 
     /// Whether callers are asked for a certificate.
@@ -261,6 +264,22 @@ impl Credentials {
 
     pub(super) fn http(&self) -> &reqwest::Client {
         &self.http
+    }
+
+    /// The same for those behind a name: whoever is called by a bare address has to prove that name.
+    pub(super) fn http_behind(&self, name: &str) -> reqwest::Client {
+        let mut behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = behind.get(name) {
+            return known.clone();
+        }
+        let made = ServerName::try_from(name.to_owned()).map_err(setup).and_then(|server| {
+            let verifier = Behind { name: server, servers: self.servers.clone() };
+            http_client(client_config(Arc::new(verifier), self.own.as_ref()).map_err(setup)?)
+        });
+        // A name that is none cannot be proven: then the address has to be.
+        let client = made.unwrap_or_else(|_| self.http.clone());
+        behind.insert(name.to_owned(), client.clone());
+        client
     }
 
     pub(super) fn servers(&self) -> Arc<WebPkiServerVerifier> {
@@ -341,7 +360,7 @@ impl Credentials {
     }
 }
 
-fn client_config(verifier: Arc<WebPkiServerVerifier>, own: Option<&Own>) -> Result<ClientConfig, rustls::Error> {
+fn client_config(verifier: Arc<dyn ServerCertVerifier>, own: Option<&Own>) -> Result<ClientConfig, rustls::Error> {
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     Ok(match own {

@@ -14,7 +14,7 @@ use super::{
 #[derive(Debug, Clone)]
 pub struct Dialer {
     way: Way,
-    /// The name that certificates have to be made out to when a bare address is called by gRPC.
+    /// The name that certificates have to be made out to when a bare address is called.
     name: Option<Arc<str>>,
 }
 
@@ -70,7 +70,10 @@ impl Dialer {
     pub fn http(&self) -> reqwest::Client {
         match &self.way {
             Way::Plain(client) => client.clone(),
-            Way::Secure(current) => current.get().http().clone(),
+            Way::Secure(current) => {
+                let credentials = current.get();
+                self.name.as_ref().map_or_else(|| credentials.http().clone(), |name| credentials.http_behind(name))
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 //! Two pairs of things: [`Credentials`] are what the files held at one moment, [`Current`] follows the files;
 //! a [`Caller`] is who is behind a call, a [`Dialer`] is how others are called.
 
+mod behind;
 mod caller;
 mod credentials;
 mod current;

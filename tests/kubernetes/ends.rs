@@ -8,9 +8,10 @@ use kube::{
 use serde_json::json;
 
 use crate::{
-    api_server,
+    api_server::{self, ApiServer, access::Access},
     operator::{scene, scene_with},
     shop::{Operator, Shop, condition, wait_for},
+    trouble::grant,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,6 +168,35 @@ async fn a_deadline_holds_the_pod_or_lets_it_go() {
 #[tokio::test(flavor = "multi_thread")]
 async fn work_does_not_go_where_the_next_drain_will_be() {
     let shop = Shop::open(api_server::shared().await, "avoid", 30).await;
+    let admin = shop.admin.clone();
+    assert_eq!(onto_cordoned(&shop, &admin).await.1, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_right_to_watch_nodes_nothing_is_preferred_and_all_goes_on() {
+    let api = ApiServer::start().await;
+    for verbs in ["list", ""] {
+        let shop = Shop::open(&api, "blind", 30).await;
+        let access = api.service_account(&shop.namespace, "blind").await;
+        grant(&shop, "blind", None).await;
+        if !verbs.is_empty() {
+            let (role, subject) = (&shop.namespace, format!("--serviceaccount={}:blind", shop.namespace));
+            let verbs = format!("--verb={verbs}");
+            shop.admin.kubectl(&["create", "clusterrole", role, &verbs, "--resource=nodes"]).await.ok();
+            let bind = ["create", "clusterrolebinding", role, &format!("--clusterrole={role}"), &subject];
+            shop.admin.kubectl(&bind).await.ok();
+        }
+        let (operator, moved) = onto_cordoned(&shop, &access).await;
+        assert!(moved > 0, "{}", operator.log());
+        let (code, said) = operator.get("/readyz").await.unwrap();
+        assert!(code == 200 && said.contains("nodes cannot be watched: "), "{code} {said}");
+        let complaints = operator.log().lines().filter(|line| line.contains("cannot be watched")).count();
+        assert!((1..3).contains(&complaints), "{}", operator.log());
+    }
+}
+
+/// Drains a capture while another is on a node that is cordoned. How many dispatchers went there.
+async fn onto_cordoned(shop: &Shop, access: &Access) -> (Operator, u64) {
     // What is avoided is a preference: the first that has heard of a drain may get its first move, whoever it is, and the
     // coordinator hears of it before all others. So another is on the node that is cordoned.
     let (target, coordinator) = (shop.a_follower().await, shop.coordinator().await);
@@ -179,15 +209,17 @@ async fn work_does_not_go_where_the_next_drain_will_be() {
     nodes.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
     shop.bind(cordoned, &node).await;
     // It lists what is there before it leads, and hears of what is new when it may be too late.
-    let operator = Operator::start(&shop.admin, &shop.namespace, &[]);
+    let operator = Operator::start(access, &shop.namespace, &[]);
     operator.wait_until_leading().await;
+    wait_for("a word about nodes", async || operator.get("/readyz").await.filter(|(code, _)| *code == 200)).await;
     let count = async |pod: &str| shop.capture(pod).await.unwrap()["dispatcher_count"].as_u64().unwrap();
     let before = (count(cordoned).await, count(&coordinator).await, count(&target).await);
     assert_eq!(before.0 + before.1 + before.2, 30, "{before:?}");
     shop.drain("x", &target, json!({})).await;
     shop.wait_for_condition("x", "Drained", "True", "Proven").await;
     let after = (count(cordoned).await, count(&coordinator).await);
-    assert_eq!(after, (before.0, before.1 + before.2), "{before:?}\n{}", operator.log());
+    assert_eq!(after.0 + after.1, 30, "{before:?} {after:?}\n{}", operator.log());
     let open = json!({"spec": {"unschedulable": false}});
     nodes.patch(&node, &PatchParams::default(), &Patch::Merge(open)).await.unwrap();
+    (operator, after.0 - before.0)
 }

@@ -26,7 +26,7 @@ pub(crate) async fn template(
 ) -> Result<String, String> {
     let full = format!("fullnameOverride={name}");
     let only: Vec<_> = only.iter().map(|template| format!("templates/{template}.yaml")).collect();
-    let mut args = vec!["template", name, chart, "--namespace", namespace, "--kube-version", "1.34.0", "--set", &full];
+    let mut args = vec!["template", name, chart, "--namespace", namespace, "--set", &full];
     args.extend(values.iter().flat_map(|value| ["--set", value]));
     args.extend(only.iter().flat_map(|template| ["--show-only", template.as_str()]));
     helm(&args).await

@@ -13,6 +13,9 @@ mod certificates;
 mod chart;
 mod crd;
 mod ends;
+#[path = "../support/fake.rs"]
+#[allow(dead_code, reason = "other targets use more of it")]
+mod fake;
 #[allow(dead_code, reason = "grows with the tests")]
 mod gate;
 mod harness;
@@ -25,6 +28,7 @@ mod replicas;
 mod selftest;
 #[allow(dead_code, reason = "grows with the tests")]
 mod shop;
+mod ticdc;
 mod trouble;
 mod uninstall;
 mod webhook;

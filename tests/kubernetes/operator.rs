@@ -61,6 +61,35 @@ async fn a_pod_is_drained_and_the_run_ends_when_it_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_tour_of_the_readme_is_as_typed() {
+    let (mut shop, _operator) = scene("tour", 10).await;
+    let readme = include_str!("../../README.md");
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    shop.apply(include_str!("../../docs/examples/drain-pod.yaml")).await;
+    shop.kubectl(&["wait", "--for=condition=Drained", "--timeout=60s", "cdrain/node-upgrade"]).await;
+    let shown = shop.kubectl(&["get", "cdrain"]).await;
+    let heading = readme.lines().find(|line| line.starts_with("NAME  ")).unwrap();
+    let last = readme.lines().rfind(|line| line.starts_with("node-upgrade  ")).unwrap();
+    let shown: Vec<_> = shown.lines().map(words).collect();
+    let (but_age, columns) = (|line: &str| words(line)[..6].to_vec(), words(heading).len());
+    assert_eq!((&shown[0], shown[1].len()), (&words(heading), columns));
+    assert_eq!(shown[1][..6], but_age(last));
+    shop.delete_pod("cdc-0").await;
+    shop.kubectl(&["wait", "--for=condition=Finished", "--timeout=60s", "cdrain/node-upgrade"]).await;
+    wait_for("the events of the tour", async || {
+        let told = shop.kubectl(&["describe", "cdrain", "node-upgrade"]).await;
+        let events: Vec<_> = told.lines().map(words).collect();
+        let promised = readme.lines().filter(|line| line.trim_start().starts_with("Normal  "));
+        let is_told = |line: &str| {
+            let (line, reason) = (words(line), 1);
+            events.iter().any(|event| event.get(reason) == line.get(reason) && event.get(3..) == line.get(3..))
+        };
+        promised.clone().all(is_told).then(|| assert!(promised.count() > 2))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_idle_capture_is_drained_within_a_second() {
     let (shop, operator) = scene("idle", 0).await;
     let target = shop.a_follower().await;
@@ -120,6 +149,7 @@ async fn drains_of_one_cluster_take_turns_and_the_coordinator_comes_last() {
     shop.drain("second", &coordinator, json!({})).await;
     let status = shop.wait_for_condition("second", "Reconciling", "True", "Queued").await;
     assert_eq!(status["blockedBy"][0]["name"], "first", "{status:#}");
+    assert_eq!(condition(&status, "Accepted"), ("True".to_owned(), "Queued".to_owned()), "{status:#}");
     shop.drain("third", others[1], json!({})).await;
     let status = shop.wait_for_condition("third", "Reconciling", "True", "Queued").await;
     assert_eq!((&status["queuePosition"], &status["blockedBy"][0]["name"]), (&json!(1), &json!("first")), "{status:#}");
@@ -129,7 +159,8 @@ async fn drains_of_one_cluster_take_turns_and_the_coordinator_comes_last() {
     shop.wait_for_end("first", "PodGone").await;
     shop.start(others[0]).await;
     shop.publish().await;
-    shop.wait_for_condition("third", "Drained", "True", "Proven").await;
+    let status = shop.wait_for_condition("third", "Drained", "True", "Proven").await;
+    assert_eq!(condition(&status, "Accepted").1, "Accepted", "{status:#}");
     assert_eq!(phases(&[shop.status("second").await]), ["Queued"]);
 }
 

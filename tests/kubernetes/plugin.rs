@@ -19,7 +19,8 @@ use crate::{
         etcd::guard::Folder,
     },
     operator::{scene, scene_with},
-    shop::{PATIENCE, Shop, wait_for},
+    shop::{Operator, PATIENCE, Shop, wait_for},
+    trouble::grant,
 };
 
 const BINARY: &str = env!("CARGO_BIN_EXE_capturedrain");
@@ -159,6 +160,51 @@ async fn a_watch_tells_what_changes_until_it_is_stopped() {
     assert_eq!(ended.code(), Some(130));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn captures_are_shown_by_their_nodes_before_anybody_drains_them() {
+    let shop = Shop::open(api_server::shared().await, "nobody", 10).await;
+    shop.kubectl(&["label", "pod", "--all", "capturedrain.io/service=cdc"]).await;
+    let (target, coordinator) = (shop.a_follower().await, shop.coordinator().await);
+    let node = cordon(&shop, &target).await;
+    let seen = wait_for_why(&shop, &node, &format!("waits for {target}, which nobody drains")).await;
+    assert_eq!((&seen["drains"], &seen["clusters"][0]["coordinator"]), (&json!([]), &json!(coordinator)), "{seen:#}");
+    let captures =
+        seen["clusters"][0]["nodes"].as_array().unwrap().iter().filter_map(|node| node["captures"].as_array());
+    assert_eq!(captures.flatten().filter(|capture| capture["heard"] == true).count(), 3, "{seen:#}");
+    // A check finds them as well.
+    let (_, found) = check(&shop.admin, &shop.namespace, &[]).await;
+    assert_eq!((level(&found, "service"), level(&found, "captures")), ("ok", "ok"), "{found:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_knows_an_operator_by_another_lease_and_asks_for_the_very_secret() {
+    let api = ApiServer::start().await;
+    let shop = Shop::open(&api, "named", 0).await;
+    api.service_account(&shop.namespace, "op").await;
+    grant(&shop, "op", Some(7)).await;
+    shop.kubectl(&["label", "serviceaccount", "op", "app.kubernetes.io/name=capturedrain-operator"]).await;
+    let operator = Operator::start_elsewhere(&shop.admin, &shop.namespace, "default", &["--lease-name", "mine"]);
+    operator.wait_until_leading().await;
+    shop.drain_of(
+        "x",
+        json!({"captureID": "cdc-0"}),
+        json!({"clusterRef": {"serviceName": "cdc", "tlsSecretName": "tls"}}),
+    )
+    .await;
+    let (_, found) = check(&shop.admin, &shop.namespace, &[]).await;
+    assert!(message(&found, "operator").ends_with("leads, by Lease default/mine"), "{found:#}");
+    assert!(message(&found, "rights-operator").contains("get secrets/tls"), "{found:#}");
+    let role = ["create", "role", "secrets", "--verb=get", "--resource=secrets", "--resource-name=tls"];
+    shop.kubectl(&role).await;
+    let subject = format!("--serviceaccount={}:op", shop.namespace);
+    shop.kubectl(&["create", "rolebinding", "secrets", "--role=secrets", &subject]).await;
+    wait_for("the right to be known", async || {
+        let (_, found) = check(&shop.admin, &shop.namespace, &[]).await;
+        (!message(&found, "rights-operator").contains("secrets")).then_some(())
+    })
+    .await;
+}
+
 /// Exit code and findings.
 pub(crate) async fn check(access: &Access, namespace: &str, more: &[&str]) -> (i32, Value) {
     let args = [&["check", "-n", namespace, "-o", "json"], more].concat();
@@ -170,6 +216,11 @@ pub(crate) async fn check(access: &Access, namespace: &str, more: &[&str]) -> (i
 pub(crate) fn level<'a>(found: &'a Value, check: &str) -> &'a str {
     let all = found.as_array().unwrap();
     all.iter().find(|finding| finding["check"] == check).map_or("", |finding| finding["level"].as_str().unwrap())
+}
+
+fn message<'a>(found: &'a Value, check: &str) -> &'a str {
+    let all = found.as_array().unwrap();
+    all.iter().find(|finding| finding["check"] == check).map_or("", |finding| finding["message"].as_str().unwrap())
 }
 
 /// A certificate of 2020, with its key.

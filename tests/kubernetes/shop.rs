@@ -56,6 +56,15 @@ pub(crate) struct Shop {
 }
 
 impl Shop {
+    /// A namespace without captures.
+    pub(crate) async fn bare(api: &ApiServer, stem: &str) -> Self {
+        assert!(api_server::has_service_address().await, "{SERVICE_ADDRESS} can be added to lo by root only");
+        let namespace = api.namespace(stem).await;
+        let (etcd, client) = (Etcd::start_with(&["--unsafe-no-fsync"]).await, api.admin().client().await);
+        let (admin, captures, folder) = (api.admin().clone(), BTreeMap::new(), Folder::new());
+        Self { namespace, admin, client, etcd, captures, folder, lease: "3s" }
+    }
+
     /// Three captures, `cdc-0` to `cdc-2`, with a changefeed of so many tables, whose dispatchers move one by one.
     pub(crate) async fn open(api: &ApiServer, stem: &str, tables: usize) -> Self {
         Self::open_with(api, stem, tables, "3s").await
@@ -63,11 +72,7 @@ impl Shop {
 
     /// The same with another lease: a capture that is suspended for less than that stays registered.
     pub(crate) async fn open_with(api: &ApiServer, stem: &str, tables: usize, lease: &'static str) -> Self {
-        assert!(api_server::has_service_address().await, "{SERVICE_ADDRESS} can be added to lo by root only");
-        let namespace = api.namespace(stem).await;
-        let (etcd, client) = (Etcd::start_with(&["--unsafe-no-fsync"]).await, api.admin().client().await);
-        let (admin, captures, folder) = (api.admin().clone(), BTreeMap::new(), Folder::new());
-        let mut shop = Self { namespace, admin, client, etcd, captures, folder, lease };
+        let mut shop = Self { lease, ..Self::bare(api, stem).await };
         for pod in ["cdc-0", "cdc-1", "cdc-2"] {
             shop.start(pod).await;
         }

@@ -63,26 +63,43 @@ async fn a_drain_that_has_not_begun_or_is_over_is_deleted_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_is_let_go_when_its_cluster_is_gone() {
+    let (mut shop, operator) = going_on(api_server::shared().await, "gone").await;
+    for pod in ["cdc-0", "cdc-1", "cdc-2"] {
+        shop.kill(pod);
+    }
+    shop.kubectl(&["delete", "cdrain", "x", "--timeout=50s"]).await;
+    assert!(shop.events("x").await.contains(&"FinalizerReleased".to_owned()), "{}", operator.log());
+}
+
+/// A drain that has begun and does not come along, and an operator that lets go of what cannot be called off after 3 s.
+async fn going_on(api: &ApiServer, stem: &str) -> (Shop, Operator) {
+    let shop = Shop::open_with(api, stem, 30, "30s").await;
+    let more = ["--let-go-after", "3s", "--lease-name", &shop.namespace];
+    let operator = Operator::start_elsewhere(&shop.admin, &shop.namespace, "default", &more);
+    operator.wait_until_leading().await;
+    let target = shop.a_follower().await;
+    shop.suspend(&target);
+    shop.drain("x", &target, json!({})).await;
+    wait_for("a beginning", async || shop.status("x").await["epoch"].as_i64()).await;
+    (shop, operator)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_ends_with_a_drain_on() {
     let api = ApiServer::start_with(Setup { controllers: true, ..Setup::default() }).await;
-    for is_ending in [false, true] {
-        let mut shop = Shop::open_with(&api, "gone", 30, "30s").await;
-        let more = ["--let-go-after", "3s", "--lease-name", &shop.namespace];
-        let operator = Operator::start_elsewhere(&shop.admin, &shop.namespace, "default", &more);
-        operator.wait_until_leading().await;
-        let target = shop.a_follower().await;
-        shop.suspend(&target);
-        shop.drain("x", &target, json!({})).await;
-        wait_for("a beginning", async || shop.status("x").await["epoch"].as_i64()).await;
-        for pod in ["cdc-0", "cdc-1", "cdc-2"] {
-            shop.kill(pod);
+    for is_reachable in [true, false] {
+        let (mut shop, operator) = going_on(&api, "ending").await;
+        if !is_reachable {
+            for pod in ["cdc-0", "cdc-1", "cdc-2"] {
+                shop.kill(pod);
+            }
         }
-        if is_ending {
-            // Events are refused there, which holds nothing up.
-            shop.admin.kubectl(&["delete", "namespace", &shop.namespace, "--wait=false"]).await.ok();
+        let said = shop.admin.kubectl(&["delete", "namespace", &shop.namespace, "--timeout=100s"]).await;
+        assert_eq!(said.code, 0, "{}{}\n{}", said.stderr, api.log("kube-controller-manager"), operator.log());
+        if is_reachable {
+            // It was called off, and not lost.
+            assert_eq!(shop.json(&["history"]).await[0]["outcome"], "Cancelled", "{}", operator.log());
         }
-        shop.kubectl(&["delete", "cdrain", "x", "--timeout=50s"]).await;
-        let is_told = shop.events("x").await.contains(&"FinalizerReleased".to_owned());
-        assert_eq!(is_told, !is_ending, "{}", operator.log());
     }
 }
 
@@ -195,7 +212,7 @@ const RIGHTS: [(&str, &str, &str); 17] = [
 ];
 
 /// Grants everything but one thing.
-async fn grant(shop: &Shop, account: &str, without: Option<usize>) {
+pub(crate) async fn grant(shop: &Shop, account: &str, without: Option<usize>) {
     let rules: Vec<_> = (0..RIGHTS.len())
         .filter(|right| Some(*right) != without)
         .map(|right| {

@@ -11,6 +11,7 @@
     reason = "a simulation that cannot go on has failed, and its numbers are small"
 )]
 
+mod avoid;
 mod datapath;
 mod faults;
 mod identity;

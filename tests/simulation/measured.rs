@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Three captures, of which each has a maintainer and some dispatchers; the coordinator, and another one.
-fn at_work() -> (World, usize, usize) {
+pub(crate) fn at_work() -> (World, usize, usize) {
     let mut world = World::new(1, 3, None, false);
     run_until(&mut world, "a coordinator of all", |world| coordinated(world));
     let office = truth::coordinator(&world).unwrap();
@@ -42,7 +42,7 @@ fn feed(n: u64) -> ChangefeedId {
 }
 
 /// What the coordinator says that a capture has.
-fn work(world: &World, coordinator: usize, who: usize) -> Option<WorkCount> {
+pub(crate) fn work(world: &World, coordinator: usize, who: usize) -> Option<WorkCount> {
     let snapshot = world.procs[coordinator].process.as_ref()?.snapshot();
     let in_flight = snapshot.changefeeds.values().any(|feed| feed.in_flight != WorkCount::default());
     snapshot.captures.get(&world.procs[who].id)?.work.filter(|_| !in_flight)

@@ -241,7 +241,8 @@ impl ApiServer {
             ("kubeconfig", kubeconfig.kubeconfig().display().to_string()),
             ("secure-port", "0".to_owned()),
             ("leader-elect", "false".to_owned()),
-            ("use-service-account-credentials", "true".to_owned()), // each controller has the rights that it needs
+            // Each controller has rights of its own; all of them together have few.
+            ("use-service-account-credentials", "true".to_owned()),
             ("root-ca-file", self.file("ca.pem")),
             ("service-account-private-key-file", self.file("tokens-key.pem")),
         ];

@@ -26,6 +26,8 @@ pub(crate) struct Subject<'a> {
     /// `capture`, `client` or another word; empty for none.
     pub(crate) role: &'a str,
     pub(crate) ip: [u8; 4],
+    /// More names of the host, besides `localhost`.
+    pub(crate) hosts: &'a [&'a str],
     pub(crate) from: SystemTime,
     pub(crate) until: SystemTime,
 }
@@ -33,7 +35,7 @@ pub(crate) struct Subject<'a> {
 impl<'a> Subject<'a> {
     pub(crate) fn new(name: &'a str, role: &'a str) -> Self {
         let now = SystemTime::now();
-        Self { name, role, ip: [127, 0, 0, 1], from: now - DAY, until: now + DAY }
+        Self { name, role, ip: [127, 0, 0, 1], hosts: &[], from: now - DAY, until: now + DAY }
     }
 
     pub(crate) fn expired(self) -> Self {
@@ -65,8 +67,9 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, subject.name);
-        params.subject_alt_names =
-            vec![SanType::IpAddress(subject.ip.into()), SanType::DnsName("localhost".try_into().unwrap())];
+        let hosts = ["localhost"].iter().chain(subject.hosts);
+        params.subject_alt_names = hosts.map(|host| SanType::DnsName((*host).try_into().unwrap())).collect();
+        params.subject_alt_names.push(SanType::IpAddress(subject.ip.into()));
         if !subject.role.is_empty() {
             let uri = format!("capturedrain://{}", subject.role);
             params.subject_alt_names.push(SanType::URI(uri.try_into().unwrap()));

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    net::TcpListener,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -12,8 +13,9 @@ use axum::{
     extract::State,
     http::{HeaderMap, Method, Response, StatusCode, Uri, header},
 };
+use axum_server::tls_rustls::RustlsConfig;
 use serde_json::json;
-use tokio::{net::TcpListener, task::JoinHandle, time};
+use tokio::{task::JoinHandle, time};
 
 /// An answer.
 #[derive(Debug, Clone)]
@@ -60,6 +62,8 @@ pub(crate) struct Play {
     pub(crate) drain: VecDeque<Reply>,
     /// Answers to all but `/status`, in place of what would be answered; then it is as usual again.
     pub(crate) instead: VecDeque<Reply>,
+    /// What `Authorization` has to be for all but `/status`, where a user is required.
+    pub(crate) login: Option<String>,
     /// How many captures are listed.
     pub(crate) listed: usize,
     pub(crate) seen: Vec<Seen>,
@@ -83,6 +87,9 @@ impl Play {
         let is_status = call.what == "GET /status";
         if let Some(reply) = self.instead.pop_front().filter(|_| !is_status) {
             return reply;
+        }
+        if !is_status && self.login.is_some() && self.login != call.login {
+            return complaint(401, "CDC:ErrUnauthorized", "user is required");
         }
         match call.what.as_str() {
             "GET /status" => match &self.captures[at] {
@@ -112,9 +119,20 @@ impl Play {
     }
 }
 
+/// Where it is played.
+pub(crate) struct Stage<'a> {
+    /// An address of this machine.
+    pub(crate) host: &'a str,
+    /// The host by which a capture advertises itself, by its number; without it, the same address.
+    pub(crate) advertised: Option<&'a dyn Fn(usize) -> String>,
+    /// How it speaks TLS.
+    pub(crate) tls: Option<RustlsConfig>,
+}
+
 /// The captures `c0` (the owner), `c1` and `c2`; they end when this goes.
 pub(crate) struct Fake {
     play: Arc<Mutex<Play>>,
+    servers: Vec<String>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -125,12 +143,18 @@ impl Drop for Fake {
 }
 
 impl Fake {
-    pub(crate) async fn start(versions: [&str; 3], drain: impl IntoIterator<Item = Reply>) -> Self {
-        let mut listeners = Vec::new();
-        for _ in versions {
-            listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
-        }
-        let addresses = listeners.iter().map(|at| at.local_addr().unwrap().to_string()).collect();
+    pub(crate) fn start(versions: [&str; 3], drain: impl IntoIterator<Item = Reply>) -> Self {
+        Self::start_on(&Stage { host: "127.0.0.1", advertised: None, tls: None }, versions, drain)
+    }
+
+    pub(crate) fn start_on(stage: &Stage<'_>, versions: [&str; 3], drain: impl IntoIterator<Item = Reply>) -> Self {
+        let listeners = versions.map(|_| TcpListener::bind((stage.host, 0)).unwrap());
+        let servers: Vec<_> = listeners.iter().map(|at| at.local_addr().unwrap().to_string()).collect();
+        let advertised = |n: usize, at: &TcpListener| match stage.advertised {
+            Some(host) => format!("{}:{}", host(n), at.local_addr().unwrap().port()),
+            None => servers[n].clone(),
+        };
+        let addresses = listeners.iter().enumerate().map(|(n, at)| advertised(n, at)).collect();
         let captures = versions.iter().enumerate();
         let captures = captures.map(|(n, version)| (format!("c{n}"), Some((*version).to_owned()))).collect();
         let play = Arc::new(Mutex::new(Play {
@@ -141,15 +165,22 @@ impl Fake {
             is_restless: false,
             drain: drain.into_iter().collect(),
             instead: VecDeque::new(),
+            login: None,
             listed: 3,
             seen: Vec::new(),
         }));
         let serve = |(n, listener): (usize, TcpListener)| {
-            let router = Router::new().fallback(serve).with_state((play.clone(), n));
-            tokio::spawn(async move { axum::serve(listener, router).await.unwrap() })
+            let service = Router::new().fallback(serve).with_state((play.clone(), n)).into_make_service();
+            let tls = stage.tls.clone();
+            tokio::spawn(async move {
+                match tls {
+                    Some(tls) => axum_server::from_tcp_rustls(listener, tls).unwrap().serve(service).await.unwrap(),
+                    None => axum_server::from_tcp(listener).unwrap().serve(service).await.unwrap(),
+                }
+            })
         };
         let tasks = listeners.into_iter().enumerate().map(serve).collect();
-        Self { play, tasks }
+        Self { play, servers, tasks }
     }
 
     pub(crate) fn play(&self) -> MutexGuard<'_, Play> {
@@ -158,7 +189,7 @@ impl Fake {
 
     /// `host:port` of every capture.
     pub(crate) fn servers(&self) -> Vec<String> {
-        self.play().addresses.clone()
+        self.servers.clone()
     }
 
     /// A capture starts anew: under the same address, as somebody else.

@@ -15,6 +15,8 @@ use crate::{
 
 /// After this many lease periods without a report a capture that keeps its lease is not waited for.
 const UNHEARD_LEASES: u32 = 3;
+/// For so many heartbeats after a change those that are to be avoided get nothing while others may still hear of it.
+const AVOID_HEARTBEATS: u32 = 2;
 
 impl Coordinator {
     /// Brings the drain state up to date. A change has a new stamp, and is sent at once.
@@ -42,6 +44,7 @@ impl Coordinator {
         }
         state.stamp = Stamp { term: self.term, version: self.state.stamp.version + 1 };
         self.follow_record(view, state.stamp, now);
+        self.avoid_until = now.monotonic + self.options.heartbeat * AVOID_HEARTBEATS;
         self.state = state;
         self.index.all_stale();
         self.next_heartbeat = now.monotonic;
@@ -77,7 +80,7 @@ impl Coordinator {
     /// Sends heartbeats: to everybody when the time has come, and at once to whom they tell something new of who may get
     /// work and how much of it may be moved, since the next move starts when one ends.
     pub(super) fn beat(&mut self, view: &View, now: Now) {
-        let destinations = self.destinations(view);
+        let destinations = self.offered(view, now);
         let due = self.next_heartbeat <= now.monotonic;
         if due {
             self.next_heartbeat = now.monotonic + self.options.heartbeat;
@@ -128,6 +131,23 @@ impl Coordinator {
             view.liveness(id) == Some(Liveness::Alive) && (heard || self.mutants.has(Mutant::NoEchoGate))
         });
         gated.map(|(id, peer)| peer.life(id)).collect()
+    }
+
+    /// Those who get work at this moment: nobody, while only those are known to have heard that are to be avoided, and
+    /// another may say so in time.
+    pub(super) fn offered(&self, view: &View, now: Now) -> Vec<Incarnation> {
+        let gated = self.destinations(view);
+        let avoid = &self.state.avoid;
+        if avoid.is_empty()
+            || now.monotonic >= self.avoid_until
+            || gated.iter().any(|who| !avoid.contains(&who.capture))
+        {
+            return gated;
+        }
+        let is_awaited = |id: &CaptureId| {
+            view.liveness(id) == Some(Liveness::Alive) && !avoid.contains(id) && self.heard_within(id, 1, now)
+        };
+        if self.peers.keys().any(is_awaited) { Vec::new() } else { gated }
     }
 
     /// Whether work may be moved only to spread it better.

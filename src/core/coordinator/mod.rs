@@ -195,6 +195,8 @@ pub(crate) struct Coordinator {
     balance_after: Instant,
     /// How hooks have ended that said so in this term.
     hook_reports: VecDeque<HookReport>,
+    /// Until when those that are to be avoided get nothing while others may still hear of the state.
+    avoid_until: Instant,
     outputs: Vec<Output>,
 }
 
@@ -226,6 +228,7 @@ impl Coordinator {
             beats: 0,
             balance_after: now.monotonic + options.balance_cooldown,
             hook_reports: VecDeque::new(),
+            avoid_until: now.monotonic,
             outputs: Vec::new(),
             options,
         }

@@ -16,7 +16,7 @@ impl Coordinator {
     /// Begins moves: off captures that are not `Alive`, up to the limit; else, when all is quiet, one for balance.
     pub(super) fn plan_moves(&mut self, view: &View, now: Now) {
         let limit = self.options.drain_maintainer_batch_size;
-        let destinations = self.destinations(view);
+        let destinations = self.offered(view, now);
         if destinations.is_empty() {
             return;
         }
@@ -59,11 +59,11 @@ impl Coordinator {
     }
 
     /// Places maintainers that have no place, as many as fit one transaction.
-    pub(super) fn place(&self, view: &View, _now: Now) -> Option<Draft> {
+    pub(super) fn place(&self, view: &View, now: Now) -> Option<Draft> {
         if !self.is_ready() {
             return None;
         }
-        let destinations = self.destinations(view);
+        let destinations = self.offered(view, now);
         let mut loads = self.index.loads();
         let mut draft = self.draft();
         for feed in self.index.marked(Mark::Unplaced) {

@@ -1,7 +1,7 @@
 //! What Kubernetes has, kept up to date by watches: drains, pods and nodes, each cut down to what is looked at.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt::Debug,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{Arc, Mutex, PoisonError},
@@ -21,7 +21,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
 
-use super::clusters::ClusterKey;
+use super::{clusters::ClusterKey, error::category};
 use crate::{
     operator::{
         avoid::Place,
@@ -43,7 +43,15 @@ pub(super) const NODES: &str = "nodes";
 const MARKS: [&str; 4] = ["app.kubernetes.io/", "pingcap.com/", "tidb.pingcap.com/", "capturedrain.io/"];
 
 /// Why something is not known yet, by what it is.
-type Complaints = Arc<Mutex<BTreeMap<&'static str, String>>>;
+type Complaints = Arc<Mutex<BTreeMap<&'static str, Complaint>>>;
+
+/// Why something is not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Complaint {
+    sentence: String,
+    /// Whether it may not be known, which does not pass by itself.
+    is_forbidden: bool,
+}
 
 /// Everything that is watched.
 #[derive(Clone)]
@@ -147,7 +155,8 @@ impl Caches {
 
     /// What is not known at the moment, and why.
     pub(super) fn complaints(&self) -> BTreeMap<&'static str, String> {
-        self.complaints.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        complaints.iter().map(|(what, why)| (*what, why.sentence.clone())).collect()
     }
 
     /// A pod by its name.
@@ -177,10 +186,12 @@ impl Caches {
         Some(node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true)))
     }
 
-    /// Labels and annotations of these pods of a namespace.
-    pub(super) fn marks(&self, namespace: &str, names: &BTreeSet<&str>) -> Vec<(Marks, Marks)> {
-        let pods = names.iter().filter_map(|name| self.pods.get(&ObjectRef::new(name).within(namespace)));
-        pods.map(|pod| (pod.labels().clone(), pod.annotations().clone())).collect()
+    /// Labels and annotations of those pods of a namespace that are meant, by name and all else.
+    pub(super) fn marks(&self, namespace: &str, is_meant: impl Fn(&str, &Pod) -> bool) -> Vec<(Marks, Marks)> {
+        let pods = self.pods.state_filter(|pod| {
+            pod.metadata.namespace.as_deref() == Some(namespace) && is_meant(&pod.name_any(), &seen(pod))
+        });
+        pods.iter().map(|pod| (pod.labels().clone(), pod.annotations().clone())).collect()
     }
 
     /// Where each pod of a namespace is, by its UID.
@@ -195,8 +206,13 @@ impl Caches {
         pods.iter().map(|pod| (pod.uid().unwrap_or_default(), place(pod))).collect()
     }
 
-    /// All nodes, by their names.
+    /// All nodes, by their names. None where they may not be followed: what was once is no preference for ever.
     pub(super) fn nodes(&self) -> BTreeMap<String, NodeSpec> {
+        let complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        if complaints.get(NODES).is_some_and(|why| why.is_forbidden) {
+            return BTreeMap::new();
+        }
+        drop(complaints);
         self.nodes.state().iter().map(|node| (node.name_any(), node.spec.clone().unwrap_or_default())).collect()
     }
 }
@@ -247,11 +263,17 @@ fn keep<K>(
 }
 
 fn complain(complaints: &Complaints, what: &'static str, error: &watcher::Error) {
-    let sentence = error.to_string();
-    let before = complaints.lock().unwrap_or_else(PoisonError::into_inner).insert(what, sentence.clone());
+    let is_forbidden = match error {
+        watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) => {
+            category(error) == "forbidden"
+        }
+        _ => false,
+    };
+    let now = Complaint { sentence: error.to_string(), is_forbidden };
+    let before = complaints.lock().unwrap_or_else(PoisonError::into_inner).insert(what, now.clone());
     // Said once, not at each attempt.
-    if before.as_ref() != Some(&sentence) {
-        tracing::warn!(what, error = sentence, "cannot be watched");
+    if before.as_ref() != Some(&now) {
+        tracing::warn!(what, error = now.sentence, "cannot be watched");
     }
 }
 

@@ -3,8 +3,13 @@
 
 use std::time::Duration;
 
-use kube::Client;
+use k8s_openapi::api::coordination::v1::Lease as LeaseObject;
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
 use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError};
+use serde_json::json;
 use tokio::{sync::watch, task::JoinHandle, time};
 
 use super::OperatorConfig;
@@ -15,6 +20,9 @@ const GRACE_SHARE: u64 = 3;
 const RETRY: Duration = Duration::from_secs(5);
 /// How long giving it back may take.
 const GOODBYE: Duration = Duration::from_secs(3);
+
+/// What the Lease is labelled with.
+const LABEL: (&str, &str) = ("app.kubernetes.io/name", "capturedrain-operator");
 
 /// A share in the competition.
 #[derive(Debug, Clone)]
@@ -63,6 +71,7 @@ async fn run(client: &Client, config: &OperatorConfig, holding: &watch::Sender<b
         };
         match manager {
             Ok(manager) => {
+                label(client, config).await;
                 let (states, task) = manager.watch().await;
                 if pass_on(states, task, holding, &mut over).await {
                     return;
@@ -81,6 +90,16 @@ async fn run(client: &Client, config: &OperatorConfig, holding: &watch::Sender<b
             () = time::sleep(RETRY) => {}
             _ = over.wait_for(|over| *over) => return,
         }
+    }
+}
+
+/// Says whose the Lease is, whatever it is called: `kubectl capturedrain check` looks for that.
+async fn label(client: &Client, config: &OperatorConfig) {
+    let (namespace, name) = &config.lease;
+    let leases: Api<LeaseObject> = Api::namespaced(client.clone(), namespace);
+    let patch = Patch::Merge(json!({"metadata": {"labels": {LABEL.0: LABEL.1}}}));
+    if let Err(error) = leases.patch_metadata(name, &PatchParams::default(), &patch).await {
+        tracing::warn!(%error, "the lease could not be labelled");
     }
 }
 

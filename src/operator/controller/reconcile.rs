@@ -178,7 +178,10 @@ async fn round(drain: &CaptureDrain, context: &Context) -> Result<Next, Error> {
         && plan::epoch(drain).is_none()
     {
         let namespace = drain.metadata.namespace.as_deref().unwrap_or_default();
-        observed.around.rollout = rollouts::look(&context.client, &context.caches, namespace, cluster).await;
+        match rollouts::look(&context.client, &context.caches, namespace, cluster).await {
+            Ok(rollout) => observed.around.rollout = rollout,
+            Err(unseen) => observed.cluster = Err(unseen),
+        }
         planned = plan(drain, &aim, &observed);
     }
     let Some(outcome) = carry_out(drain, &planned, &known, context).await? else {

@@ -43,22 +43,21 @@ pub(super) async fn resolve(
 
 /// A client of the captures behind the Service. They are dialled by their addresses, and prove the Service's name.
 pub(crate) async fn connect(client: &Client, key: &ClusterKey) -> Result<client::Client, Unseen> {
-    let (servers, _) = servers(client, key).await?;
+    let servers = servers(client, key).await?;
     let credentials = credentials_of(client, key).await?;
     client::Client::of_service(&servers, credentials, &host(key)).map_err(Unseen::from)
 }
 
-/// The same for `TiCDC`, whose certificates are made out to the Service: over TLS it is dialled by that name.
+/// The same for `TiCDC`.
 async fn connect_ticdc(client: &Client, key: &ClusterKey) -> Result<TiCdc, Unseen> {
-    let (servers, port) = servers(client, key).await?;
+    let servers = servers(client, key).await?;
     let credentials = credentials_of(client, key).await?;
     let login = match &key.cluster.user_secret_name {
         Some(name) => Some(login(client, key, name).await?),
         None => None,
     };
-    let servers = if credentials.is_some() { vec![format!("{}:{port}", host(key))] } else { servers };
     let dialer = Dialer::with(credentials).map_err(|error| Unseen::Unauthorized(error.to_string()))?;
-    Ok(TiCdc::new(servers, dialer, login))
+    Ok(TiCdc::new(servers, dialer.behind(&host(key)), login))
 }
 
 fn host(key: &ClusterKey) -> String {
@@ -73,7 +72,7 @@ async fn credentials_of(client: &Client, key: &ClusterKey) -> Result<Option<Curr
 }
 
 /// An error of Kubernetes, as what it makes of the cluster.
-fn unseen(what: &str, error: &kube::Error) -> Unseen {
+pub(super) fn unseen(what: &str, error: &kube::Error) -> Unseen {
     let why = match error {
         kube::Error::Api(status) => status.message.clone(),
         error => error.to_string(),
@@ -85,14 +84,14 @@ fn unseen(what: &str, error: &kube::Error) -> Unseen {
     }
 }
 
-/// `host:port` of every pod behind the Service, ready ones first, and the Service's own port.
-async fn servers(client: &Client, key: &ClusterKey) -> Result<(Vec<String>, i32), Unseen> {
+/// `host:port` of every pod behind the Service, ready ones first.
+async fn servers(client: &Client, key: &ClusterKey) -> Result<Vec<String>, Unseen> {
     let (namespace, name) = (&key.namespace, &key.cluster.service_name);
     let services = Api::<Service>::namespaced(client.clone(), namespace);
     let found = services.get_opt(name).await.map_err(|error| unseen(&format!("Service {namespace}/{name}"), &error))?;
-    let none = || Unseen::Unreachable(format!("there is no Service {name} in namespace {namespace}"));
-    let ports = found.ok_or_else(none)?.spec.and_then(|spec| spec.ports).unwrap_or_default();
-    let ports: Vec<_> = ports.iter().map(|port| (port.name.as_deref(), port.port)).collect();
+    if found.is_none() {
+        return Err(Unseen::Unreachable(format!("there is no Service {name} in namespace {namespace}")));
+    }
     let slices = slices(client, key).await;
     let slices = slices.map_err(|error| unseen(&format!("EndpointSlices of Service {namespace}/{name}"), &error))?;
     let servers = addresses(&slices).map_err(|ports| {
@@ -101,7 +100,7 @@ async fn servers(client: &Client, key: &ClusterKey) -> Result<(Vec<String>, i32)
     if servers.is_empty() {
         return Err(Unseen::Unreachable(format!("no pod is behind Service {name} in namespace {namespace}")));
     }
-    Ok((servers, the_port(&ports).unwrap_or_default()))
+    Ok(servers)
 }
 
 /// Who is behind the Service.

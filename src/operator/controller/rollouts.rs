@@ -9,19 +9,24 @@ use kube::{
 };
 use serde_json::Value;
 
-use super::{cache::Caches, error::category};
+use super::{cache::Caches, error::is_gone, resolve::unseen};
 use crate::{
     operator::{
-        observe::Cluster,
+        observe::{Cluster, Unseen},
         rollout::{manager, rollout},
+        validate::is_in,
     },
     resource::BlockedBy,
 };
 
-/// The rollout of a cluster's pods that is under way.
-pub(super) async fn look(client: &Client, caches: &Caches, namespace: &str, cluster: &Cluster) -> Option<BlockedBy> {
-    let names: BTreeSet<_> = cluster.captures.iter().filter_map(|capture| capture.pod_name.as_deref()).collect();
-    let pods = caches.marks(namespace, &names);
+/// The rollout of a cluster's pods that is under way. Where that cannot be seen, nothing may begin.
+pub(super) async fn look(
+    client: &Client,
+    caches: &Caches,
+    namespace: &str,
+    cluster: &Cluster,
+) -> Result<Option<BlockedBy>, Unseen> {
+    let pods = caches.marks(namespace, |name, pod| cluster.captures.iter().any(|capture| is_in(capture, name, pod)));
     let managers: BTreeSet<_> = pods
         .iter()
         .filter_map(|(labels, _)| manager(labels))
@@ -29,21 +34,19 @@ pub(super) async fn look(client: &Client, caches: &Caches, namespace: &str, clus
         .collect();
     let mut objects = Vec::new();
     for (kind, name) in managers {
-        objects.extend(read(client, namespace, &kind, &name).await);
+        objects.extend(read(client, namespace, &kind, &name).await?);
     }
-    rollout(&objects, pods.iter().map(|(_, annotations)| annotations), Timestamp::now())
+    Ok(rollout(&objects, pods.iter().map(|(_, annotations)| annotations), Timestamp::now()))
 }
 
-async fn read(client: &Client, namespace: &str, kind: &str, name: &str) -> Option<Value> {
+/// An object of tidb-operator's; `None` when it, or the CRD, is not there: then nobody rolls anything out.
+async fn read(client: &Client, namespace: &str, kind: &str, name: &str) -> Result<Option<Value>, Unseen> {
     let group = if kind == "TidbCluster" { "pingcap.com" } else { "core.pingcap.com" };
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, "v1alpha1", kind));
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
     match api.get(name).await {
-        Ok(object) => serde_json::to_value(object).ok(),
-        Err(error) => {
-            // A rollout that cannot be seen is none that is known of.
-            tracing::warn!(namespace, kind, name, category = category(&error), %error, "cannot be read");
-            None
-        }
+        Ok(object) => Ok(serde_json::to_value(object).ok()),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(unseen(&format!("{kind} {namespace}/{name}"), &error)),
     }
 }

@@ -37,6 +37,7 @@ fn pod() -> PodFacts {
             ips: Vec::new(),
             created_at: now() - SignedDuration::from_hours(1),
             is_deleting: false,
+            killed_at_ms: None,
         },
         labels: marks(&[("capturedrain.io/service", "cdc")]),
         annotations: Marks::new(),

@@ -25,7 +25,7 @@ fn from<T: serde::de::DeserializeOwned>(value: Value) -> T {
 }
 
 fn right(purpose: Purpose, is_vital: bool, verb: &'static str) -> Right {
-    Right { purpose, is_vital, group: "", resource: "pods", verb }
+    Right { purpose, is_vital, group: "", resource: "pods", object: None, verb }
 }
 
 fn capture(id: &str, liveness: &str, version: &str, heard: bool) -> CaptureView {

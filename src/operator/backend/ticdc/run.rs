@@ -64,8 +64,8 @@ pub(super) struct Run {
     left: Option<u64>,
     /// The first of several answers of 0, and the owner who gave it.
     zero: Option<(String, Instant)>,
-    /// When it was proven, in Unix milliseconds.
-    proven_at: Option<u64>,
+    /// When it was proven, in Unix milliseconds, and the owner by whose word.
+    proof: Option<(u64, String)>,
     progress_at: u64,
     missing: u32,
     blocker: Option<BlockerView>,
@@ -87,7 +87,7 @@ impl Run {
             initial: None,
             left: None,
             zero: None,
-            proven_at: None,
+            proof: None,
             progress_at: epoch,
             missing: 0,
             blocker: None,
@@ -97,7 +97,7 @@ impl Run {
 
     /// Whether the target is proven empty, and was not heard to have anything since.
     pub(super) fn is_proven(&self) -> bool {
-        self.proven_at.is_some()
+        self.proof.is_some()
     }
 
     /// How many are left, as far as that is known.
@@ -112,25 +112,31 @@ impl Run {
         let zero = self.zero.take();
         match heard {
             Heard::Zero { owner } => {
+                // Another owner has yet to find out what there is.
+                self.proof.take_if(|(_, by)| *by != owner);
                 let first = zero.filter(|(other, _)| *other == owner).map(|(_, first)| first);
                 let is_proof = first.is_some_and(|first| at.duration_since(first) >= apart);
+                if is_proof {
+                    self.proof.get_or_insert_with(|| (millis(now), owner.clone()));
+                }
                 self.zero = Some((owner, first.unwrap_or(at)));
                 self.note(0, now);
-                if is_proof {
-                    self.proven_at.get_or_insert(millis(now));
-                }
             }
             Heard::Left(left) => {
-                self.proven_at = None;
+                self.proof = None;
                 self.note(left, now);
             }
             Heard::Missing if self.missing >= MISSING_ROUNDS => return Next::End(Box::new(self.end(now))),
             Heard::Missing => {}
             // A coordinator has work of its own.
-            Heard::Resigned => self.proven_at = None,
-            Heard::Alone => self.block("NoDestination", None),
+            Heard::Resigned => self.proof = None,
+            // Whatever the others had comes to it.
+            Heard::Alone => {
+                self.proof = None;
+                self.block("NoDestination", None);
+            }
             Heard::Busy(other) => {
-                self.proven_at = None;
+                self.proof = None;
                 self.block("Drain", Some(other));
             }
             // What was proven was so: somebody who does not answer cannot say otherwise.
@@ -192,7 +198,7 @@ impl Run {
 
     /// How it ended, or would end now.
     pub(super) fn end(&self, now: Timestamp) -> DrainEndView {
-        let ended = self.proven_at.unwrap_or_else(|| millis(now));
+        let ended = self.proof.as_ref().map_or_else(|| millis(now), |(at, _)| *at);
         DrainEndView {
             drain_epoch: self.epoch,
             target: self.target.clone(),
@@ -285,6 +291,10 @@ mod tests {
         assert!(!then(Heard::Left(1)), "a classic owner may put a table back");
         assert!(!then(Heard::Resigned));
         assert!(!then(Heard::Busy("c".to_owned())));
+        assert!(!then(Heard::Alone), "what the others had comes to it");
+        assert!(!then(zero("c")), "another owner may not know yet");
+        let by_another = [(zero("c"), 2000), (zero("c"), 3000)];
+        assert!(proves(&[&proof[..], &by_another[..]].concat()), "it says the same");
     }
 
     #[test]
