@@ -377,7 +377,7 @@ fn of_ticdc(fake: &Fake, at: usize, log: &Path, args: &[&str]) -> Hook {
 async fn a_capture_of_ticdc_is_held_until_two_answers_prove_it() {
     let (folder, versions) = (tempfile::tempdir().unwrap(), ["v8.1.0"; 3]);
     let log = folder.path().join("log");
-    let fake = Fake::start(versions, [left(3), left(1), left(0)]).await;
+    let fake = Fake::start(versions, [left(3), left(1), left(0)]);
     of_ticdc(&fake, 1, &log, &[]).expect(0, "c1 is empty, proven").await;
     assert!(fake.play().count("PUT /api/v1/captures/drain") >= 4);
     let asked = fake.play().seen.iter().rfind(|seen| seen.what.starts_with("PUT")).unwrap().body.clone();
@@ -401,13 +401,13 @@ async fn bad_answers_of_ticdc_are_never_a_proof() {
     .into_iter()
     .enumerate()
     {
-        let fake = Fake::start(versions, [reply.clone()]).await;
+        let fake = Fake::start(versions, [reply.clone()]);
         let log = folder.path().join(n.to_string());
         let (code, said) = of_ticdc(&fake, 1, &log, &short).end().await;
         assert!(matches!(code, 4..=6), "{reply:?} ends with {code}: {said}");
         assert!(!said.contains("proven"), "{reply:?}: {said}");
     }
-    let old = Fake::start(["v6.1.0"; 3], [left(0)]).await;
+    let old = Fake::start(["v6.1.0"; 3], [left(0)]);
     of_ticdc(&old, 1, &folder.path().join("old"), &[]).expect(4, "cannot drain").await;
 }
 

@@ -151,8 +151,8 @@ async fn main() {
     report.tell("calls of the API server, a drain", "", &made);
 
     let took = evictions(&api).await;
-    report.bound("eviction until denied, p50 at 200/s", "ms", &[percentile(&took, 50)], EVICTION_MAX_MS);
-    report.bound("eviction until denied, p99 at 200/s", "ms", &[percentile(&took, 99)], EVICTION_MAX_MS);
+    report.bound("eviction to denial, p50 at 200/s", "ms", &[percentile(&took, 50)], EVICTION_MAX_MS);
+    report.bound("eviction to denial, p99 at 200/s", "ms", &[percentile(&took, 99)], EVICTION_MAX_MS);
 
     shop.kubectl(&["delete", "cdrain", "nobody-0"]).await;
     shop.reject(FINISHED).await;

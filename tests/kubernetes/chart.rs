@@ -10,7 +10,7 @@ use crate::{
     api_server::{self, ApiServer, access::Access},
     gate::{Caller, Gate, configure, settle},
     helm::{assert_restricted, documents, helm, of_kind, template},
-    shop::{Operator, PATIENCE, Shop, wait_for},
+    shop::{PATIENCE, Shop, wait_for},
 };
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/capturedrain-operator");

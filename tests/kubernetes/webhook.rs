@@ -13,6 +13,7 @@ use tokio::time;
 use crate::{
     api_server::{self, SERVICE_ADDRESS},
     gate::{Caller, configure, scene, scene_with, settle},
+    operator::check_metrics,
     plugin::{check, level},
     shop::wait_for,
 };
@@ -160,6 +161,7 @@ async fn a_dry_run_brings_nothing_about() {
     assert_eq!(caller.evict_with(&target, Value::Null, "?dryRun=All").await.code, 201);
     assert_eq!(caller.evict_with(&target, json!({"dryRun": ["All"]}), "").await.code, 201);
     assert_eq!(gate.operator.metric("capturedrain_webhook_requests_total{decision=\"DryRun\"} ").await, Some(2.0));
+    check_metrics(&gate.operator.get("/metrics").await.unwrap().1);
     assert!(shop.drains_of(&shop.uid(&target)).await.is_empty());
     assert!(shop.events(&target).await.is_empty());
     let pods: Api<Pod> = Api::namespaced(shop.admin.client().await, &shop.namespace);
