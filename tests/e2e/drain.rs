@@ -227,8 +227,8 @@ async fn a_drain_survives_its_coordinator() {
     site.fill().await;
     let coordinator = site.coordinator().await;
     let captures = site.captures().await;
-    let others = captures.iter().map(|at| at["id"].as_str().unwrap()).filter(|id| *id != coordinator);
-    let capture = others.last().unwrap().to_owned();
+    let mut others = captures.iter().map(|at| at["id"].as_str().unwrap()).filter(|id| *id != coordinator);
+    let capture = others.next_back().unwrap().to_owned();
     let (uid, pod) = (site.uid(&capture).await, site.pod(&coordinator).await);
     let asked = site.evict(&capture, &kube::api::EvictParams::default()).await;
     assert_eq!(asked.0, 429, "{asked:?}");

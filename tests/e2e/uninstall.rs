@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// The bound of the chart's job, and what Helm takes besides.
-const UNINSTALL_MAX: Duration = Duration::from_secs(120);
+const UNINSTALL_MAX: Duration = Duration::from_mins(2);
 
 #[tokio::test]
 #[ignore = "on nodes: `make e2e`"]
