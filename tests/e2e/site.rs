@@ -60,7 +60,7 @@ impl Site {
             format!("image.tag={}", CAPTUREDRAIN.1),
             format!("etcd.external={{{HOST}:{}}}", store.client_port()),
             "minReadySeconds=1".to_owned(),
-            "config.CAPTUREDRAIN_LEASE=3s".to_owned(),
+            "config.CAPTUREDRAIN_LEASE=8s".to_owned(),
             "config.CAPTUREDRAIN_HEARTBEAT=300ms".to_owned(),
         ];
         let values = own.into_iter().chain(values.iter().map(|value| (*value).to_owned())).collect();
