@@ -254,6 +254,15 @@ impl Site {
         list["items"].as_array().cloned().unwrap_or_default()
     }
 
+    /// Makes a `CaptureDrain` as a person does.
+    pub(crate) async fn ask_for_drain(&self, pod: &str) {
+        let drain = json!({
+            "apiVersion": "capturedrain.io/v1alpha1", "kind": "CaptureDrain", "metadata": {"name": "mine"},
+            "spec": {"clusterRef": {"serviceName": NAME, "kind": "CaptureDrain"}, "target": {"podName": pod}},
+        });
+        self.admin.kubectl_with(&["apply", "-n", &self.namespace, "-f", "-"], &drain.to_string()).await.ok();
+    }
+
     /// Waits until some `CaptureDrain` of a pod is as it should be.
     pub(crate) async fn drain_of(&self, uid: &str, what: &str, is: impl Fn(&Value) -> bool) -> Value {
         wait_for(PATIENCE, what, async || {

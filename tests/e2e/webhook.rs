@@ -114,9 +114,7 @@ async fn a_container_that_restarts_after_the_proof_is_drained_again() {
     operator::install(&nodes, &[]).await;
     let site = Site::open(&nodes, &[]).await;
     let (uid, evict) = (site.uid("cdc-1").await, EvictParams::default());
-    let drain = json!({"apiVersion": "capturedrain.io/v1alpha1", "kind": "CaptureDrain", "metadata": {"name": "mine"},
-        "spec": {"clusterRef": {"serviceName": "cdc", "kind": "CaptureDrain"}, "target": {"podName": "cdc-1"}}});
-    site.admin.kubectl_with(&["apply", "-n", &site.namespace, "-f", "-"], &drain.to_string()).await.ok();
+    site.ask_for_drain("cdc-1").await;
     site.drain_of(&uid, "the proof", |drain| is(drain, "Drained", "True")).await;
     let pod = site.pod("cdc-1").await;
     nodes.node(pod["spec"]["nodeName"].as_str().unwrap()).kill_container(&pod);
