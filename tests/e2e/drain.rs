@@ -31,17 +31,33 @@ async fn open(values: &[&str]) -> (tokio::sync::MutexGuard<'static, Nodes>, Site
     (nodes, site)
 }
 
-#[tokio::test]
-#[ignore = "on nodes: `make e2e`"]
-async fn a_capture_is_drained_before_its_pod_goes() {
-    let (_nodes, site) = open(SLOW).await;
+/// A node that a person empties.
+struct Begun {
+    node: &'static str,
+    /// The one capture on it, and its pod.
+    capture: String,
+    uid: String,
+    /// The command, which was denied once.
+    drain: Running,
+}
+
+/// Begins to empty a node with one capture, which has much to give away.
+async fn begin(site: &Site) -> Begun {
     site.fill().await;
     let node = site.node_with(1).await;
     let capture = site.on(node).await.remove(0);
     let uid = site.uid(&capture).await;
-    let since = now_ms();
     let drain = Running::drain(&site.admin, node, &[]);
     drain.until(DRAIN_MAX, DENIED).await;
+    Begun { node, capture, uid, drain }
+}
+
+#[tokio::test]
+#[ignore = "on nodes: `make e2e`"]
+async fn a_capture_is_drained_before_its_pod_goes() {
+    let (_nodes, site) = open(SLOW).await;
+    let since = now_ms();
+    let Begun { capture, uid, drain, .. } = begin(&site).await;
     let proven = site.drain_of(&uid, "a drain of it", |drain| is(drain, "Drained", "True"));
     proven.await;
     let (code, said) = drain.end(DRAIN_MAX).await;
@@ -110,12 +126,7 @@ async fn a_rehearsal_ends_at_once_and_changes_nothing() {
 #[ignore = "on nodes: `make e2e`"]
 async fn who_gives_up_has_the_capture_back() {
     let (nodes, site) = open(SLOW).await;
-    site.fill().await;
-    let node = site.node_with(1).await;
-    let capture = site.on(node).await.remove(0);
-    let uid = site.uid(&capture).await;
-    let drain = Running::drain(&site.admin, node, &[]);
-    drain.until(DRAIN_MAX, DENIED).await;
+    let Begun { node, capture, uid, drain } = begin(&site).await;
     let begun = site.drain_of(&uid, "a drain of it", |drain| drain["status"]["epoch"].is_u64()).await;
     drain.interrupt().await;
     nodes.uncordon(node).await;
@@ -134,12 +145,7 @@ async fn who_gives_up_has_the_capture_back() {
 #[ignore = "on nodes: `make e2e`"]
 async fn who_asks_again_goes_on_with_the_same_drain() {
     let (_nodes, site) = open(SLOW).await;
-    site.fill().await;
-    let node = site.node_with(1).await;
-    let capture = site.on(node).await.remove(0);
-    let uid = site.uid(&capture).await;
-    let drain = Running::drain(&site.admin, node, &[]);
-    drain.until(DRAIN_MAX, DENIED).await;
+    let Begun { node, uid, drain, .. } = begin(&site).await;
     site.drain_of(&uid, "a drain of it", |drain| drain["status"]["epoch"].is_u64()).await;
     drain.interrupt().await;
     let (code, said) = Running::drain(&site.admin, node, &[]).end(DRAIN_MAX).await;
@@ -187,12 +193,7 @@ async fn a_budget_that_allows_nothing_is_named_and_no_drain_starts() {
 #[ignore = "on nodes: `make e2e`"]
 async fn a_pod_that_is_made_anew_elsewhere_is_not_waited_for() {
     let (_nodes, site) = open(SLOW).await;
-    site.fill().await;
-    let node = site.node_with(1).await;
-    let capture = site.on(node).await.remove(0);
-    let uid = site.uid(&capture).await;
-    let drain = Running::drain(&site.admin, node, &[]);
-    drain.until(DRAIN_MAX, DENIED).await;
+    let Begun { capture, uid, drain, .. } = begin(&site).await;
     site.kubectl(&["delete", "pod", &capture, "--force", "--grace-period=0"]).await.ok();
     let (code, said) = drain.end(DRAIN_MAX).await;
     assert_eq!(code, 0, "{said}\n{}", site.trouble().await);
