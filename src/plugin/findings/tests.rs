@@ -230,7 +230,7 @@ fn missing_rights_are_named() {
 
 #[test]
 fn a_service_has_to_lead_somewhere() {
-    let none = "service: skipped: no CaptureDrain of this namespace names a Service: name the captures' by --service";
+    let none = "service: skipped: neither a CaptureDrain nor a pod of this namespace names a Service: name the captures' by --service";
     check(|facts| facts.services.clear(), &[none]);
     let missing = "service: NotFound: there is no Service cdc: make it, or correct clusterRef.serviceName";
     check(|facts| facts.services[0].service = Ok(None), &[missing]);
