@@ -218,7 +218,7 @@ async fn a_hook_waits_its_turn_and_the_server_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_that_is_on_is_joined_and_the_death_of_its_coordinator_survived() {
-    let mut world = World::start("joins", "3s", &[]).await.with_work().await;
+    let mut world = World::start("joins", "8s", &[]).await.with_work().await;
     let (coordinator, [hooked, _]) = world.followers().await;
     // A target that stands still cannot be proven empty, so the coordinator surely dies in the middle.
     world.cluster.suspend(&hooked).await;

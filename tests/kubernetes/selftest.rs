@@ -41,11 +41,11 @@ async fn play(authority: &Authority, answer: impl Fn(&Value) -> Value + Clone + 
 }
 
 /// Has evictions of nowhere asked about at a port of this machine.
-async fn configure(access: &Access, port: u16, bundle: &str) {
+async fn configure(access: &Access, name: &str, port: u16, bundle: &str) {
     let encoded = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, bundle);
     let config = json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
-        "metadata": {"name": "operator"},
+        "metadata": {"name": name},
         "webhooks": [{
             "name": "evictions.capturedrain.io", "sideEffects": "None", "admissionReviewVersions": ["v1"],
             "clientConfig": {"url": format!("https://127.0.0.1:{port}/evict"), "caBundle": encoded},
@@ -91,7 +91,8 @@ async fn an_operator_that_works_passes_and_each_thing_that_is_wrong_has_its_code
     check(3, "there is no Lease").await;
     let mut operator = Operator::start(api.admin(), &namespace, &["--lease-name", "capturedrain-operator"]);
     operator.wait_until_leading().await;
-    check(3, "MutatingWebhookConfiguration operator cannot be read").await;
+    let webhook = format!("{namespace}.operator");
+    check(3, &format!("MutatingWebhookConfiguration {webhook} cannot be read")).await;
     let (own, other) = (Authority::new("own"), Authority::new("other"));
     let port = play(&own, allow).await;
     for (port, bundle, code, words) in [
@@ -102,7 +103,7 @@ async fn an_operator_that_works_passes_and_each_thing_that_is_wrong_has_its_code
         (play(&own, |asked| json!({"response": {"uid": asked["request"]["uid"]}})).await, own.pem(), 12, "denies"),
         (port, own.pem() + &other.pem(), 0, "evictions.capturedrain.io answers"),
     ] {
-        configure(api.admin(), port, &bundle).await;
+        configure(api.admin(), &webhook, port, &bundle).await;
         check(code, words).await;
     }
     operator.terminate().await;

@@ -72,7 +72,8 @@ async fn a_drain_that_is_on_is_withdrawn_and_the_webhook_goes() {
     let operator = Operator::start(&shop.admin, &shop.namespace, &[]);
     operator.wait_until_leading().await;
     let (job, access) = job(api, &shop.namespace, &shop.namespace).await;
-    make_webhook(&shop.admin, "operator").await;
+    let webhook = format!("{}.operator", shop.namespace);
+    make_webhook(&shop.admin, &webhook).await;
     shop.drain_of("over", json!({"captureID": "nobody"}), json!({})).await;
     shop.wait_for_end("over", "NotACapture").await;
     let target = shop.a_follower().await;
@@ -92,7 +93,7 @@ async fn a_drain_that_is_on_is_withdrawn_and_the_webhook_goes() {
     assert_eq!(gone(&output), expected, "{}", operator.log());
     assert!(shop.object("on").await.is_none() && shop.object("waits").await.is_none());
     assert!(shop.object("over").await.is_some(), "what has ended is history, and stays");
-    assert!(!is_webhook(&shop.admin, "operator").await);
+    assert!(!is_webhook(&shop.admin, &webhook).await);
     assert_eq!(shop.json(&["history"]).await[0]["outcome"], "Cancelled");
     wait_for("the capture to be alive", async || (shop.capture(&target).await?["liveness"] == "Alive").then_some(()))
         .await;
