@@ -43,7 +43,7 @@ build: ## build everything for development
 	@tools/install protobuf
 	cargo build --workspace
 
-image: ## the image: a static binary and nothing else, as target/image/capturedrain.tar
+image: ## the image: a static binary and nothing else, as target/container/capturedrain.tar
 	@tools/install protobuf
 	@tools/install containers
 	@tools/image

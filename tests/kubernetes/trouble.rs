@@ -178,10 +178,8 @@ async fn refused_calls_are_made_again() {
     let mut shop = Shop::open(api, "moody", 20).await;
     let (access, _proxy) = moody(api).await;
     let operator = Operator::start(&access, &shop.namespace, &[]);
-    wait_for(&format!("the operator to lead: {}", operator.log()), async || {
-        (operator.metric("capturedrain_operator_leader ").await? > 0.0).then_some(())
-    })
-    .await;
+    let leads = tokio::time::timeout(std::time::Duration::from_secs(55), operator.wait_until_leading()).await;
+    assert!(leads.is_ok(), "{}", operator.log());
     let target = shop.a_follower().await;
     shop.drain("x", &target, json!({})).await;
     shop.wait_for_condition("x", "Drained", "True", "Proven").await;

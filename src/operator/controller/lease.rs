@@ -64,6 +64,7 @@ pub(super) fn compete(client: &Client, config: &OperatorConfig) -> Lease {
 
 async fn run(client: &Client, config: &OperatorConfig, holding: &watch::Sender<bool>, mut over: watch::Receiver<bool>) {
     let mut complaint = String::new();
+    let mut is_labelled = false;
     loop {
         let manager = tokio::select! {
             manager = manager(client, config) => manager,
@@ -71,8 +72,11 @@ async fn run(client: &Client, config: &OperatorConfig, holding: &watch::Sender<b
         };
         match manager {
             Ok(manager) => {
-                label(client, config).await;
                 let (states, task) = manager.watch().await;
+                if !std::mem::replace(&mut is_labelled, true) {
+                    // Nothing waits for that.
+                    tokio::spawn(label(client.clone(), config.lease.clone()));
+                }
                 if pass_on(states, task, holding, &mut over).await {
                     return;
                 }
@@ -94,11 +98,10 @@ async fn run(client: &Client, config: &OperatorConfig, holding: &watch::Sender<b
 }
 
 /// Says whose the Lease is, whatever it is called: `kubectl capturedrain check` looks for that.
-async fn label(client: &Client, config: &OperatorConfig) {
-    let (namespace, name) = &config.lease;
-    let leases: Api<LeaseObject> = Api::namespaced(client.clone(), namespace);
+async fn label(client: Client, (namespace, name): (String, String)) {
+    let leases: Api<LeaseObject> = Api::namespaced(client, &namespace);
     let patch = Patch::Merge(json!({"metadata": {"labels": {LABEL.0: LABEL.1}}}));
-    if let Err(error) = leases.patch_metadata(name, &PatchParams::default(), &patch).await {
+    if let Err(error) = leases.patch_metadata(&name, &PatchParams::default(), &patch).await {
         tracing::warn!(%error, "the lease could not be labelled");
     }
 }
