@@ -282,6 +282,8 @@ fn follow(drain: &CaptureDrain, epoch: u64, aim: &Aim, cluster: &Cluster, observ
         // It may be given work again, so that it is asked on until it is gone.
         (_, Aim::Present(_)) if is_ticdc(drain) => Plan::wait(Stage::Drained(end.clone())),
         _ if !is_pod => Plan::end("CaptureStopping", true),
+        // Nobody else was alive, so that it works again: the proof is void.
+        (_, Aim::Present(capture)) if capture.liveness == "Alive" => start(drain, capture, observed, Stage::Draining),
         (_, Aim::Present(_)) => Plan::wait(Stage::Drained(end.clone())),
         // The process has ended; whether its pod is gone Kubernetes knows.
         (_, Aim::Gone) if observed.around.pod != PodSeen::Unasked => Plan::wait(Stage::Drained(end.clone())),

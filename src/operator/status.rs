@@ -216,6 +216,9 @@ impl Round<'_> {
         if self.after.epoch.is_none() {
             let capture = self.after.capture_id.as_deref().unwrap_or_default();
             self.conditions.set(ACCEPTED, true, "Queued", format!("the target is capture {capture}, its drain waits"));
+        } else {
+            // It has been on, and has to be asked for again.
+            self.conditions.set(DRAINED, false, "InProgress", "work may have come back, the drain has to begin again");
         }
         self.after.queue_position = Some(number(ahead.len() as u64));
         self.blocked_by(ahead.first().cloned());

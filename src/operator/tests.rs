@@ -76,7 +76,11 @@ fn ended(outcome: &str) -> Cluster {
         ended_at: "2026-01-01T00:00:01Z".to_owned(),
         duration_ms: 1000,
     };
-    Cluster { ends: vec![end], ..cluster() }
+    let mut cluster = Cluster { ends: vec![end], ..cluster() };
+    if outcome == "Drained" {
+        cluster.captures.iter_mut().filter(|at| at.id == "b").for_each(|at| "Stopping".clone_into(&mut at.liveness));
+    }
+    cluster
 }
 
 /// What is seen at a second of the test.
@@ -187,6 +191,18 @@ fn a_new_registration_voids_the_proof() {
     let reborn = Cluster { captures: vec![capture("a", "0a"), capture("b", "0c")], ..ended("Drained") };
     round(&mut drain, &reborn, &Outcome::Idle, 2);
     check(&drain, "Failed", &[("Drained", "False", "InProgress"), ("Succeeded", "False", "TargetReplaced")]);
+}
+
+#[test]
+fn a_proven_capture_that_works_again_since_nobody_else_does_is_asked_again() {
+    let mut drain = drain("podName: pod-b");
+    round(&mut drain, &cluster(), &started(), 0);
+    round(&mut drain, &ended("Drained"), &Outcome::Idle, 1);
+    check(&drain, "Drained", &[("Drained", "True", "Proven")]);
+    let alone = Cluster { captures: vec![capture("b", "0b")], ..ended("Drained") };
+    let action = round(&mut drain, &alone, &Outcome::Refused(Refusal::NoPeers(CaptureId::new("b").unwrap())), 2);
+    assert!(matches!(action, Action::Start(_)), "{action:?}");
+    check(&drain, "Queued", &[("Drained", "False", "InProgress"), ("Stalled", "True", "NoDestination")]);
 }
 
 #[test]

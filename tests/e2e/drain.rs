@@ -244,18 +244,7 @@ async fn a_drain_survives_its_coordinator() {
 #[ignore = "on nodes: `make e2e`"]
 async fn without_a_destination_a_drain_stalls_says_so_and_goes_on() {
     let (nodes, site) = open(&[SLOW, &["replicas=2"]].concat()).await;
-    site.run(&[
-        "changefeed",
-        "create",
-        "--id",
-        "ballast",
-        "--source",
-        "synthetic://?tables=400&rate=20",
-        "--sink",
-        "blackhole://",
-    ])
-    .await
-    .ok();
+    site.fill().await;
     let (node, other) = (NODES[0], NODES[1]);
     let [capture] = &site.on(node).await[..] else { panic!("{}", site.trouble().await) };
     let [destination] = &site.on(other).await[..] else { panic!("{}", site.trouble().await) };
