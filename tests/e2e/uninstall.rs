@@ -2,9 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::time;
+
 use crate::{
-    nodes, operator,
+    nodes::{self, PATIENCE},
+    operator,
     site::{SLOW, Site},
+    wait::wait_for,
 };
 
 /// The bound of the chart's job, and what Helm takes besides.
@@ -27,11 +31,16 @@ async fn uninstalled_in_mid_drain_it_leaves_nothing_but_the_crd() {
     assert!(site.drains().await.iter().all(|drain| drain["metadata"]["finalizers"].is_null()));
     let kinds = "all,secrets,configmaps,serviceaccounts,roles,rolebindings,leases,poddisruptionbudgets,jobs";
     let left = ["get", kinds, "-n", operator::NAMESPACE, "-o", "name"];
-    let left = nodes.admin().kubectl(&left).await.ok();
     // What every namespace has.
     let own = |line: &&str| !line.ends_with("/kube-root-ca.crt") && !line.ends_with("/default");
-    let left: Vec<_> = left.lines().filter(own).collect();
-    assert!(left.is_empty(), "{left:?}");
+    let mut rest = String::new();
+    let gone = async || {
+        rest = nodes.admin().kubectl(&left).await.ok();
+        (rest.lines().filter(own).count() == 0).then_some(())
+    };
+    // The replicas answer evictions for ten seconds more.
+    let gone = time::timeout(PATIENCE, wait_for(PATIENCE * 2, "all of it to go", gone)).await;
+    assert!(gone.is_ok(), "{rest}");
     let kinds = "mutatingwebhookconfigurations,clusterroles,clusterrolebindings,crd";
     let wide = nodes.admin().kubectl(&["get", kinds, "-o", "name"]).await.ok();
     let wide: Vec<_> = wide.lines().filter(|line| line.contains("capturedrain")).collect();

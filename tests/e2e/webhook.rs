@@ -163,7 +163,7 @@ async fn a_dead_operator_blocks_nothing_unless_that_is_wanted() {
 #[ignore = "on nodes: `make e2e`"]
 async fn no_call_fails_while_certificates_change() {
     let nodes = nodes::shared().await;
-    operator::install(&nodes, &["webhook.certificate.caWait=5s", "webhook.failurePolicy=Fail"]).await;
+    operator::install(&nodes, &["webhook.caWait=5s", "webhook.failurePolicy=Fail"]).await;
     let site = Site::open(&nodes, &[]).await;
     let (stop, calls, client) =
         (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), site.admin.client().await);

@@ -166,7 +166,7 @@ async fn what_is_asked_for_is_there() {
     let left = documents_of("shop", &without).await;
     let left = left.iter().filter(|document| document["metadata"]["annotations"]["helm.sh/hook"] != "test");
     let kinds: Vec<_> = left.map(|document| document["kind"].as_str().unwrap()).collect();
-    assert_eq!(kinds, ["ServiceAccount", "Service", "Deployment"]);
+    assert_eq!(kinds, ["ServiceAccount", "Service", "Deployment", "Lease"]);
 }
 
 #[tokio::test]
