@@ -33,7 +33,10 @@ fn listen(pipe: impl AsyncRead + Unpin + Send + 'static, said: Arc<Mutex<String>
 }
 
 impl Running {
-    pub(crate) fn start(mut command: Command) -> Self {
+    pub(crate) fn start(what: &Command) -> Self {
+        // What a shell starts in the background does not hear Ctrl-C, nor does what that starts.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=INT").arg(what.as_std().get_program()).args(what.as_std().get_args());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().expect("a command that starts");
         let said = Arc::default();
@@ -45,7 +48,7 @@ impl Running {
     /// `kubectl drain NODE` as everybody types it, with more options.
     pub(crate) fn drain(person: &Access, node: &str, more: &[&str]) -> Self {
         let args = [&["drain", node, "--ignore-daemonsets", "--delete-emptydir-data"], more].concat();
-        Self::start(person.kubectl_command(&args))
+        Self::start(&person.kubectl_command(&args))
     }
 
     /// What it has said so far.
