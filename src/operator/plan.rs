@@ -275,6 +275,10 @@ fn follow(drain: &CaptureDrain, epoch: u64, aim: &Aim, cluster: &Cluster, observ
     match (end.outcome.as_str(), aim) {
         ("Cancelled", _) => Plan::end("Withdrawn", false),
         ("TargetGone", _) => Plan::end("TargetGone", false),
+        // Held until somebody is there to take the work: it is asked for again.
+        ("NoPeers", Aim::Present(capture)) if drain.spec.no_peers_policy == LimitPolicy::Hold => {
+            start(drain, capture, observed, Stage::Draining)
+        }
         ("NoPeers", _) => Plan::end("NoPeers", false),
         (_, Aim::PodGone) => Plan::end("PodGone", true),
         // A new registration in the same pod: work may have come back, so the proof is void.

@@ -223,6 +223,7 @@ fn another_drain_comes_first() {
 fn every_end_has_its_reason() {
     for (outcome, reason) in [("Cancelled", "Withdrawn"), ("TargetGone", "TargetGone"), ("NoPeers", "NoPeers")] {
         let mut drain = drain("captureID: b");
+        drain.spec.no_peers_policy = crate::resource::LimitPolicy::Proceed;
         round(&mut drain, &cluster(), &started(), 0);
         round(&mut drain, &ended(outcome), &Outcome::Idle, 1);
         assert_eq!(ending(&drain), Some(reason));
@@ -326,6 +327,20 @@ fn who_has_no_peers_is_held_or_let_go_as_the_policy_says() {
         round(&mut drain, &cluster(), &Outcome::Refused(Refusal::NoPeers(CaptureId::new("b").unwrap())), 0);
         assert_eq!((ending(&drain), stalled(&drain).is_some()), (ends, ends.is_none()));
     }
+}
+
+#[test]
+fn a_drain_that_ended_without_a_peer_is_asked_for_again_until_one_comes() {
+    let mut drain = drain("captureID: b");
+    round(&mut drain, &cluster(), &started(), 0);
+    let nobody = || Outcome::Refused(Refusal::NoPeers(CaptureId::new("b").unwrap()));
+    let action = round(&mut drain, &ended("NoPeers"), &nobody(), 1);
+    assert!(matches!(action, Action::Start(_)), "{action:?}");
+    check(&drain, "Queued", &[("Drained", "False", "InProgress"), ("Stalled", "True", "NoDestination")]);
+    assert_eq!(ending(&drain), None);
+    let again = Outcome::Answered(Answer::Draining { epoch: DrainEpoch(8), current: None });
+    round(&mut drain, &ended("NoPeers"), &again, 2);
+    check(&drain, "Draining", &[("Stalled", "False", "MovingMaintainers")]);
 }
 
 #[test]
