@@ -21,6 +21,8 @@ const RETRY: Duration = Duration::from_secs(5);
 /// How long giving it back may take.
 const GOODBYE: Duration = Duration::from_secs(3);
 
+/// How often it is tried to label it.
+const LABEL_ATTEMPTS_MAX: u32 = 5;
 /// What the Lease is labelled with.
 const LABEL: (&str, &str) = ("app.kubernetes.io/name", "capturedrain-operator");
 
@@ -101,8 +103,12 @@ async fn run(client: &Client, config: &OperatorConfig, holding: &watch::Sender<b
 async fn label(client: Client, (namespace, name): (String, String)) {
     let leases: Api<LeaseObject> = Api::namespaced(client, &namespace);
     let patch = Patch::Merge(json!({"metadata": {"labels": {LABEL.0: LABEL.1}}}));
-    if let Err(error) = leases.patch_metadata(&name, &PatchParams::default(), &patch).await {
-        tracing::warn!(%error, "the lease could not be labelled");
+    for attempt in 1..=LABEL_ATTEMPTS_MAX {
+        match leases.patch_metadata(&name, &PatchParams::default(), &patch).await {
+            Ok(_) => return,
+            Err(error) if attempt == LABEL_ATTEMPTS_MAX => tracing::warn!(%error, "the lease could not be labelled"),
+            Err(_) => time::sleep(RETRY).await,
+        }
     }
 }
 
