@@ -17,6 +17,8 @@ ARGS ?=
 TEST ?=
 # The reference under which the nodes of e2e find the image.
 E2E_IMAGE := capturedrain.test/capturedrain:e2e
+# The stories of e2e that print how long people and rows wait.
+E2E_MEASURED := a_capture_is_drained a_rolling_restart
 SIMULATION := cargo test -p capturedrain-core --features mutants --test simulation
 
 .PHONY: help demo tools build image check test e2e simulate chaos size bench fuzz crd openapi fmt clean
@@ -91,6 +93,7 @@ bench: ## measure drains, their cost and the data path, into target/bench; QUICK
 	@etcd=$$(tools/install etcd) && kubernetes=$$(tools/install kubernetes) && ulimit -n "$$(ulimit -Hn)" && \
 		CAPTUREDRAIN_ETCD=$$etcd CAPTUREDRAIN_KUBERNETES=$$kubernetes \
 		cargo bench --quiet --no-fail-fast --bench simulated --bench processes --bench throughput --bench operator
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) e2e TEST='$(E2E_MEASURED)'; else echo 'on real nodes nothing is measured without root'; fi
 
 fuzz: ## feed the decoders of what comes from outside with anything; FUZZ=60 does it for 60 s each
 	@tools/install protobuf

@@ -42,7 +42,7 @@ Sources:
 Sinks:
   file:///FOLDER
   etcd://HOST:PORT[,HOST:PORT…]/PREFIX    a mirror
-  blackhole://                            counts, and keeps nothing")]
+  blackhole://[?latency_ms=20]            counts, and keeps nothing")]
 pub(super) struct CreateArgs {
     /// Its name
     #[arg(long, env = "CAPTUREDRAIN_CHANGEFEED")]

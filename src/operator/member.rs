@@ -44,9 +44,16 @@ mod tests {
         let secrets = [(TLS_SECRET, "tls"), (USER_SECRET, "user")];
         check(&[("app", "web")], &secrets, None);
         check(&[(SERVICE, "")], &[], None);
+        check(&v1[..2], &[], None);
         check(&[(SERVICE, "cdc")], &[], Some((ClusterKind::CaptureDrain, "cdc", [false, false])));
         check(&[(SERVICE, "cdc")], &secrets, Some((ClusterKind::CaptureDrain, "cdc", [true, false])));
         check(&v1, &secrets, Some((ClusterKind::TiCdc, "db-ticdc-peer", [true, true])));
+        let v2 = [
+            ("pingcap.com/managed-by", "tidb-operator"),
+            ("pingcap.com/component", "ticdc"),
+            ("pingcap.com/group", "g"),
+        ];
+        check(&v2, &[], Some((ClusterKind::TiCdc, "g-ticdc-peer", [false, false])));
         check(&[&v1[..], &[(SERVICE, "other")]].concat(), &[], Some((ClusterKind::TiCdc, "other", [false, false])));
     }
 }

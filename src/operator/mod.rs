@@ -12,6 +12,7 @@ pub mod certificates;
 pub mod controller;
 pub mod due;
 pub mod event;
+pub mod leaving;
 pub mod member;
 pub mod observe;
 pub mod plan;

@@ -69,8 +69,6 @@ pub struct Pod {
     pub created_at: Timestamp,
     /// Whether it is being deleted.
     pub is_deleting: bool,
-    /// When it is killed then, in milliseconds since 1970: Kubernetes has added its grace period.
-    pub killed_at_ms: Option<u64>,
 }
 
 /// What surrounds a drain; nothing when there is no Kubernetes.
@@ -86,8 +84,6 @@ pub struct Surroundings {
     pub avoid: Vec<CaptureId>,
     /// Which of them the cluster was told last; `None` while it was told nothing.
     pub avoid_told: Option<Vec<CaptureId>>,
-    /// Which end of the pod the cluster was told last.
-    pub killed_told_ms: Option<u64>,
 }
 
 /// What one round sees.

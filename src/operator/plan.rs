@@ -1,6 +1,6 @@
 //! Stage 3, plan: what to do next, decided from the resource and what was seen, nothing else.
 
-use capturedrain_core::model::{CaptureId, DrainEpoch, DrainRequest, NoPeersPolicy, NodeEpoch, OnDeadline, UnixMillis};
+use capturedrain_core::model::{CaptureId, DrainEpoch, DrainRequest, NoPeersPolicy, NodeEpoch, OnDeadline};
 use jiff::Timestamp;
 
 use super::{
@@ -212,14 +212,6 @@ fn start(drain: &CaptureDrain, capture: &CaptureView, observed: &Observed, stage
     }
 }
 
-/// When the pod of a capture is killed, once it is being deleted: its hook has to know.
-fn killed_at_ms(capture: &CaptureView, observed: &Observed) -> Option<u64> {
-    match &observed.around.pod {
-        PodSeen::There(pod) if capture.pod_uid.as_ref() == Some(&pod.uid) => pod.killed_at_ms,
-        _ => None,
-    }
-}
-
 fn request(drain: &CaptureDrain, capture: &CaptureView, observed: &Observed) -> Option<DrainRequest> {
     let spec = &drain.spec;
     let mut request = DrainRequest::new(CaptureId::new(&capture.id).ok()?, requester(drain));
@@ -237,7 +229,6 @@ fn request(drain: &CaptureDrain, capture: &CaptureView, observed: &Observed) -> 
         LimitPolicy::Proceed => NoPeersPolicy::Proceed,
     };
     request.avoid.clone_from(&observed.around.avoid);
-    request.hook_deadline_ms = killed_at_ms(capture, observed).map(UnixMillis);
     if is_ticdc(drain) {
         // It keeps no record: the run goes on under the number that it had.
         request.epoch = epoch(drain).map(DrainEpoch);
@@ -254,9 +245,7 @@ fn follow(drain: &CaptureDrain, epoch: u64, aim: &Aim, cluster: &Cluster, observ
         let around = &observed.around;
         let is_told = around.avoid_told.as_ref().map_or(around.avoid.is_empty(), |told| *told == around.avoid);
         return match aim {
-            Aim::Present(capture) if !is_told || killed_at_ms(capture, observed) != around.killed_told_ms => {
-                start(drain, capture, observed, Stage::Draining)
-            }
+            Aim::Present(capture) if !is_told => start(drain, capture, observed, Stage::Draining),
             _ => Plan::wait(Stage::Draining),
         };
     }

@@ -462,21 +462,3 @@ fn what_ticdc_refuses_is_looked_at_again_though_nothing_tells_of_it() {
     check(&drain, "Unknown", &[("Stalled", "True", "DrainUnsupported")]);
     assert!(due(&drain, Timestamp::from_second(1_800_000_001).unwrap()).is_some());
 }
-
-#[test]
-fn the_cluster_is_told_once_when_a_pod_that_is_being_deleted_is_killed() {
-    let (mut drain, on) = (drain("podName: pod-b"), draining("b", None));
-    round(&mut drain, &cluster(), &started(), 0);
-    let look = |drain: &mut CaptureDrain, uid: &str, killed_at_ms, killed_told_ms| {
-        let pod = Pod { uid: uid.to_owned(), is_deleting: true, killed_at_ms, ..Pod::default() };
-        let around = Surroundings { pod: PodSeen::There(pod), killed_told_ms, ..Surroundings::default() };
-        match look(drain, &Observed { around, ..seen(on.clone(), 1) }, &started()) {
-            Action::Start(request) => Some(request.hook_deadline_ms.map(|at| at.0)),
-            _ => None,
-        }
-    };
-    assert_eq!(look(&mut drain, "uid-b", None, None), None);
-    assert_eq!(look(&mut drain, "uid-b", Some(9), None), Some(Some(9)));
-    assert_eq!(look(&mut drain, "uid-b", Some(9), Some(9)), None);
-    assert_eq!(look(&mut drain, "uid-b", Some(8), Some(9)), Some(Some(8)), "it was deleted again, with less time");
-}

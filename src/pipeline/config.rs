@@ -5,6 +5,7 @@ use std::{
     ffi::OsString,
     os::unix::ffi::OsStringExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use capturedrain_core::model::ChangefeedConfig;
@@ -15,6 +16,8 @@ use super::PipelineError;
 
 /// How an etcd's address is written.
 const ETCD_FORM: &str = "etcd://HOST:PORT[,HOST:PORT…]/PREFIX[?ca=FILE&cert=FILE&key=FILE]";
+/// The slowest write of a sink that only pretends.
+const LATENCY_MAX_MS: u64 = 1000;
 
 /// A range of an etcd.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,8 +76,8 @@ pub enum SinkUrl {
     File(PathBuf),
     /// `etcd://HOST:PORT[,HOST:PORT…]/PREFIX[?ca=FILE&cert=FILE&key=FILE]`: a copy of the source's range
     Mirror(EtcdUrl),
-    /// `blackhole://`
-    Blackhole,
+    /// `blackhole://[?latency_ms=20]`: a write takes so long
+    Blackhole(Duration),
 }
 
 impl SourceUrl {
@@ -180,6 +183,15 @@ fn synthetic(url: &str) -> Result<SyntheticUrl, String> {
     }
 }
 
+/// Reads how long a write takes.
+fn blackhole(query: &str) -> Option<Duration> {
+    if query.is_empty() {
+        return Some(Duration::ZERO);
+    }
+    let latency_ms = query.strip_prefix("?latency_ms=")?.parse().ok()?;
+    (latency_ms <= LATENCY_MAX_MS).then(|| Duration::from_millis(latency_ms))
+}
+
 impl SinkUrl {
     /// Reads the address of a sink.
     ///
@@ -187,9 +199,9 @@ impl SinkUrl {
     /// When it makes no sense.
     pub fn parse(url: &str) -> Result<Self, PipelineError> {
         let wrong = |reason: String| PipelineError::SinkUrl { url: without_password(url), reason };
-        let form = || format!("use file:///FOLDER, {ETCD_FORM} or blackhole://");
+        let form = || format!("use file:///FOLDER, {ETCD_FORM} or blackhole://[?latency_ms=N]");
         match url.split_once("://") {
-            Some(("blackhole", "")) => Ok(Self::Blackhole),
+            Some(("blackhole", query)) => blackhole(query).map(Self::Blackhole).ok_or_else(|| wrong(form())),
             Some(("etcd", rest)) => etcd(url, rest).map(Self::Mirror).map_err(wrong),
             Some(("file", _)) => {
                 let path = Url::parse(url).ok().and_then(|url| url.to_file_path().ok());
@@ -289,8 +301,11 @@ mod tests {
     #[test]
     fn a_sink_is_a_folder_or_nothing() {
         assert_eq!(SinkUrl::parse("file:///a/b"), Ok(SinkUrl::File(PathBuf::from("/a/b"))));
-        assert_eq!(SinkUrl::parse("blackhole://"), Ok(SinkUrl::Blackhole));
-        for bad in ["file://relative/x", "file:///", "/a/b", "s3://b"] {
+        assert_eq!(SinkUrl::parse("blackhole://"), Ok(SinkUrl::Blackhole(Duration::ZERO)));
+        let slow = SinkUrl::parse("blackhole://?latency_ms=20");
+        assert_eq!(slow, Ok(SinkUrl::Blackhole(Duration::from_millis(20))));
+        let slowest = "blackhole://?latency_ms=1001";
+        for bad in ["file://relative/x", "file:///", "/a/b", "s3://b", "blackhole://x", "blackhole://?a=1", slowest] {
             assert!(SinkUrl::parse(bad).is_err(), "{bad}");
         }
     }

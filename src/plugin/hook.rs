@@ -11,11 +11,7 @@ use kube::{Api, Client, ResourceExt as _, api::ListParams, client::Body};
 use serde_json::json;
 
 use super::{Trouble, facts::ServiceFacts};
-use crate::operator::{
-    controller::pod_facts,
-    rollout::Marks,
-    webhook::{WEBHOOK, facts::whose},
-};
+use crate::operator::{member, rollout::Marks, webhook::WEBHOOK};
 
 /// Of the webhook.
 #[derive(Debug, Clone)]
@@ -66,7 +62,7 @@ fn running(pods: &[Pod]) -> Option<&Pod> {
 
 async fn rehearse(client: &Client, namespace: &str, pod: &Pod) -> Rehearsal {
     let name = pod.name_any();
-    let is_marked = whose(&pod_facts(pod)).is_some();
+    let is_marked = member::cluster(pod.labels(), pod.annotations()).is_some();
     let warnings = evict(client, namespace, &name).await;
     Rehearsal { pod: name, is_marked, warnings }
 }

@@ -1,6 +1,6 @@
 //! `kubectl drain`, as a person types it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -39,6 +39,8 @@ struct Begun {
     uid: String,
     /// The command, which was denied once.
     drain: Running,
+    /// When the command began.
+    at: Instant,
 }
 
 /// Begins to empty a node with one capture, which has much to give away.
@@ -47,9 +49,9 @@ async fn begin(site: &Site) -> Begun {
     let node = site.node_with(1).await;
     let capture = site.on(node).await.remove(0);
     let uid = site.uid(&capture).await;
-    let drain = Running::drain(&site.admin, node, &[]);
+    let (at, drain) = (Instant::now(), Running::drain(&site.admin, node, &[]));
     drain.until(DRAIN_MAX, DENIED).await;
-    Begun { node, capture, uid, drain }
+    Begun { node, capture, uid, drain, at }
 }
 
 #[tokio::test]
@@ -57,12 +59,18 @@ async fn begin(site: &Site) -> Begun {
 async fn a_capture_is_drained_before_its_pod_goes() {
     let (_nodes, site) = open(SLOW).await;
     let since = now_ms();
-    let Begun { capture, uid, drain, .. } = begin(&site).await;
-    let proven = site.drain_of(&uid, "a drain of it", |drain| is(drain, "Drained", "True"));
-    proven.await;
+    let Begun { capture, uid, drain, at, .. } = begin(&site).await;
+    site.drain_of(&uid, "a drain of it", |drain| is(drain, "Drained", "True")).await;
+    let proven = at.elapsed().as_secs_f64();
+    site.wait_until_deleted(&capture, &uid).await;
+    let evicted = at.elapsed().as_secs_f64();
     let (code, said) = drain.end(DRAIN_MAX).await;
     println!("{said}");
     assert_eq!(code, 0, "{said}\n{}", site.trouble().await);
+    let ended = at.elapsed().as_secs_f64() - evicted;
+    println!(
+        "kubectl drain: proven empty after {proven:.1} s, evicted after {evicted:.1} s; its own end took {ended:.1} s"
+    );
     assert_eq!(site.end_of(&capture).await, "Drained");
     let lag = site.traffic.lag_since(since);
     println!("lag of {} rows: {} ms at p99, {} ms at most", lag.rows, lag.p99, lag.max);
@@ -126,7 +134,7 @@ async fn a_rehearsal_ends_at_once_and_changes_nothing() {
 #[ignore = "on nodes: `make e2e`"]
 async fn who_gives_up_has_the_capture_back() {
     let (nodes, site) = open(SLOW).await;
-    let Begun { node, capture, uid, drain } = begin(&site).await;
+    let Begun { node, capture, uid, drain, .. } = begin(&site).await;
     let begun = site.drain_of(&uid, "a drain of it", |drain| drain["status"]["epoch"].is_u64()).await;
     drain.interrupt().await;
     nodes.uncordon(node).await;

@@ -17,6 +17,18 @@ pub(crate) async fn install(nodes: &Nodes, values: &[&str]) {
     assert!(said.code == 0, "{}{}\n{}", said.stdout, said.stderr, trouble(nodes).await);
 }
 
+/// Takes the last change of it back.
+pub(crate) async fn rollback(nodes: &Nodes) {
+    let said = helm(nodes.admin(), &["rollback", RELEASE, "-n", NAMESPACE, "--wait", "--timeout", "2m"]).await;
+    assert!(said.code == 0, "{}{}\n{}", said.stdout, said.stderr, trouble(nodes).await);
+}
+
+/// Runs `helm test` of it: its exit code, and what it says.
+pub(crate) async fn test(nodes: &Nodes) -> (i32, String) {
+    let said = helm(nodes.admin(), &["test", RELEASE, "-n", NAMESPACE, "--logs", "--timeout", "1m"]).await;
+    (said.code, said.stdout + &said.stderr)
+}
+
 /// Uninstalls it.
 pub(crate) async fn uninstall(nodes: &Nodes) {
     let said = helm(nodes.admin(), &["uninstall", RELEASE, "-n", NAMESPACE, "--wait", "--timeout", "3m"]).await;

@@ -155,6 +155,25 @@ impl Site {
         .await;
     }
 
+    /// Waits until this pod is being deleted, or is gone.
+    pub(crate) async fn wait_until_deleted(&self, pod: &str, uid: &str) {
+        wait_for(PATIENCE, "the deletion of a pod", async || {
+            let now = self.pod(pod).await;
+            (now["metadata"]["uid"] != uid || now["metadata"]["deletionTimestamp"].is_string()).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until a pod is another than this, and ready.
+    pub(crate) async fn wait_until_anew(&self, pod: &str, uid: &str) {
+        wait_for(PATIENCE, "a pod that is made anew", async || {
+            let now = self.pod(pod).await;
+            let ready = now["status"]["containerStatuses"][0]["ready"] == true;
+            (now["metadata"]["uid"] != uid && ready).then_some(())
+        })
+        .await;
+    }
+
     /// Where the captures are for clients.
     pub(crate) async fn server(&self) -> String {
         let said = self.kubectl(&["get", "service", NAME, "-o", "jsonpath={.spec.clusterIP}"]).await;
@@ -192,12 +211,12 @@ impl Site {
 
     /// Adds a changefeed of made-up tables, so that a capture takes about ten seconds to be drained, one by one.
     pub(crate) async fn fill(&self) {
-        let create = ["changefeed", "create", "--id", "ballast", "--sink", "blackhole://"];
-        self.run(&[&create[..], &["--source", "synthetic://?tables=600&rate=20"]].concat()).await.ok();
+        let create = ["changefeed", "create", "--id", "ballast", "--sink", "blackhole://?latency_ms=60"];
+        self.run(&[&create[..], &["--source", "synthetic://?tables=360&rate=20"]].concat()).await.ok();
         wait_for(PATIENCE, "ballast on every capture", async || {
             let counts: Vec<_> =
                 self.captures().await.iter().map(|at| at["dispatcher_count"].as_u64().unwrap_or(0)).collect();
-            (counts.iter().sum::<u64>() >= 600 && counts.iter().all(|count| *count > 100)).then_some(())
+            (counts.iter().sum::<u64>() >= 360 && counts.iter().all(|count| *count > 100)).then_some(())
         })
         .await;
     }

@@ -25,11 +25,12 @@ use super::{clusters::ClusterKey, error::category};
 use crate::{
     operator::{
         avoid::Place,
+        member,
         observe::{Pod, PodSeen},
         rollout::Marks,
         webhook::{decide::pod_uid, facts::PodFacts},
     },
-    resource::{CaptureDrain, is_finished},
+    resource::{CaptureDrain, ClusterKind, is_finished},
 };
 
 /// How many changes of drains may wait for a slow reconciler.
@@ -68,10 +69,10 @@ pub(super) struct Caches {
 enum Change {
     /// This drain, and those of its cluster that wait for it.
     Drain(Box<(ObjectRef<CaptureDrain>, ClusterKey)>),
-    /// Every drain of a namespace.
-    Pod(Option<String>),
-    /// Every drain.
-    Node,
+    /// Every drain of a namespace, and the cluster of a capture whose pod is being deleted.
+    Pod(Option<String>, Option<ClusterKey>),
+    /// Everybody.
+    All,
 }
 
 impl Debug for Caches {
@@ -104,35 +105,58 @@ impl Caches {
         let told = changes.clone();
         let api = namespaced::<KubePod>(client, namespace);
         keep(api, writer, "pods", &complaints, slim_pod, move |pod| {
-            let _ = told.send(Change::Pod(pod.namespace()));
+            let _ = told.send(Change::Pod(pod.namespace(), left_by(pod)));
         });
         let (nodes, writer) = reflector::store();
         let told = changes.clone();
         let mut seen = BTreeMap::new();
         keep(Api::<Node>::all(client.clone()), writer, NODES, &complaints, slim_node, move |node| {
             if is_news(&mut seen, node) {
-                let _ = told.send(Change::Node);
+                let _ = told.send(Change::All);
             }
         });
         Self { drains, pods, nodes, changes, complaints }
     }
 
-    /// Each drain that something concerns from now on.
-    pub(super) fn concerned(&self) -> impl Stream<Item = ObjectRef<CaptureDrain>> + Send + 'static + use<> {
-        let drains = self.drains.clone();
-        let changes = stream::unfold(self.changes.subscribe(), |mut changes| async move {
+    /// What changes from now on.
+    fn changes(&self) -> impl Stream<Item = Change> + Send + 'static + use<> {
+        stream::unfold(self.changes.subscribe(), |mut changes| async move {
             match changes.recv().await {
                 Ok(change) => Some((change, changes)),
                 // What was missed may concern anybody.
-                Err(broadcast::error::RecvError::Lagged(_)) => Some((Change::Node, changes)),
+                Err(broadcast::error::RecvError::Lagged(_)) => Some((Change::All, changes)),
                 Err(broadcast::error::RecvError::Closed) => None,
             }
-        });
-        changes.flat_map(move |change| {
+        })
+    }
+
+    /// Each cluster of this project that has a pod that is being deleted, now and whenever one changes.
+    pub(super) fn leaving(&self) -> impl Stream<Item = ClusterKey> + Send + 'static + use<> {
+        let (changes, pods) = (self.changes(), self.pods.clone());
+        let all = move || pods.state().iter().filter_map(|pod| left_by(pod)).collect::<Vec<_>>();
+        stream::iter(all()).chain(changes.flat_map(move |change| {
+            stream::iter(match change {
+                Change::Pod(_, left) => left.into_iter().collect(),
+                Change::All => all(),
+                Change::Drain(_) => Vec::new(),
+            })
+        }))
+    }
+
+    /// When each pod of a cluster that is being deleted is killed, in milliseconds since 1970, by UID.
+    pub(super) fn killed_at_ms(&self, key: &ClusterKey) -> BTreeMap<String, u64> {
+        let pods = self.pods.state_filter(|pod| left_by(pod).as_ref() == Some(key));
+        pods.iter().filter_map(|pod| Some((pod.uid()?, killed_at_ms(pod)?))).collect()
+    }
+
+    /// Each drain that something concerns from now on.
+    pub(super) fn concerned(&self) -> impl Stream<Item = ObjectRef<CaptureDrain>> + Send + 'static + use<> {
+        let drains = self.drains.clone();
+        self.changes().flat_map(move |change| {
             let mut concerned = unfinished(&drains, |drain| match &change {
                 Change::Drain(of) => of.1.is_of(drain),
-                Change::Pod(namespace) => drain.metadata.namespace == *namespace,
-                Change::Node => true,
+                Change::Pod(namespace, _) => drain.metadata.namespace == *namespace,
+                Change::All => true,
             });
             if let Change::Drain(of) = change {
                 concerned.retain(|other| *other != of.0);
@@ -292,10 +316,18 @@ fn seen(pod: &KubePod) -> Pod {
         ips: ips(pod),
         created_at: created(pod),
         is_deleting: pod.metadata.deletion_timestamp.is_some(),
-        killed_at_ms: killed_at_ms(pod),
     }
 }
 
+/// The cluster of this project whose capture's pod this is, when it is being deleted.
+fn left_by(pod: &KubePod) -> Option<ClusterKey> {
+    pod.metadata.deletion_timestamp.as_ref()?;
+    let cluster = member::cluster(pod.labels(), pod.annotations())?;
+    (cluster.kind == ClusterKind::CaptureDrain)
+        .then(|| ClusterKey { namespace: pod.namespace().unwrap_or_default(), cluster })
+}
+
+/// Kubernetes has added its grace period.
 fn killed_at_ms(pod: &KubePod) -> Option<u64> {
     let at = pod.metadata.deletion_timestamp.as_ref()?;
     u64::try_from(at.0.as_millisecond()).ok()

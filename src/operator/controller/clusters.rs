@@ -1,7 +1,7 @@
-//! Connections to clusters: one each, for as long as a drain of it is not over, whatever the number of its drains.
+//! Connections to clusters: one each, for as long as a drain of it is not over or a pod of it is being deleted.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -78,6 +78,8 @@ pub(super) struct Clusters {
     client: Client,
     metrics: Arc<Metrics>,
     connections: Mutex<BTreeMap<ClusterKey, Connection>>,
+    /// Those whose connections stay in any case.
+    held: Mutex<BTreeSet<ClusterKey>>,
     news: mpsc::UnboundedSender<ClusterKey>,
 }
 
@@ -88,7 +90,7 @@ impl Clusters {
         metrics: Arc<Metrics>,
     ) -> (Self, impl Stream<Item = ClusterKey> + Send + 'static) {
         let (news, heard) = mpsc::unbounded_channel();
-        let clusters = Self { client, metrics, connections: Mutex::default(), news };
+        let clusters = Self { client, metrics, connections: Mutex::default(), held: Mutex::default(), news };
         (clusters, UnboundedReceiverStream::new(heard))
     }
 
@@ -109,9 +111,16 @@ impl Clusters {
         connection.known.borrow().clone()
     }
 
+    /// Says which connections stay in any case.
+    pub(super) fn hold<'a>(&self, keys: impl Iterator<Item = &'a ClusterKey>) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = keys.cloned().collect();
+    }
+
     /// Ends the connections that nobody needs.
     pub(super) fn keep(&self, is_needed: impl Fn(&ClusterKey) -> bool) {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| is_needed(key));
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.retain(|key, _| held.contains(key) || is_needed(key));
     }
 }
 

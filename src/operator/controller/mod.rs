@@ -7,6 +7,7 @@ mod clusters;
 mod error;
 mod hooks;
 mod lease;
+mod leaving;
 mod metrics;
 mod probe;
 mod reconcile;
@@ -28,15 +29,22 @@ use kube::{
         reflector::ObjectRef,
     },
 };
-use tokio::{net::TcpListener, sync::watch, time};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    time,
+};
+use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use self::{cache::Caches, certificates::Keeper, clusters::Clusters, metrics::Metrics, reconcile::Context};
+use self::{
+    cache::Caches, certificates::Keeper, clusters::Clusters, leaving::Leaving, metrics::Metrics, reconcile::Context,
+};
 use super::certificates::{authority::Unusable, plan::Settings};
 use crate::resource::CaptureDrain;
 
 pub use self::uninstall::{Uninstall, UninstallError, Uninstalled, uninstall};
 pub(crate) use self::{
-    cache::{namespaced, pod_facts},
+    cache::namespaced,
     clusters::ClusterKey,
     resolve::{CA, CERTIFICATE, Data, KEY, addresses, connect, pem, slices},
 };
@@ -180,7 +188,14 @@ async fn lead(
     stopped: watch::Receiver<bool>,
 ) {
     let (clusters, news) = Clusters::new(client.clone(), metrics.clone());
+    let clusters = Arc::new(clusters);
+    let (told, heard) = mpsc::unbounded_channel();
+    let news = news.inspect(move |key| {
+        // Nobody follows what leaves any more once the lease is lost.
+        let _ = told.send(key.clone());
+    });
     let recorder = recorder(client, config);
+    let leaving = Leaving::new(caches.clone(), clusters.clone(), recorder.clone());
     let context =
         Context::new(client.clone(), caches.clone(), clusters, recorder, metrics.clone(), config.let_go_after);
     let context = Arc::new(context);
@@ -204,6 +219,7 @@ async fn lead(
     };
     tokio::select! {
         () = told => {}
+        () = leaving.follow(UnboundedReceiverStream::new(heard)) => {}
         () = async { (&mut ended).await; time::sleep(GOODBYE).await } => {}
     }
 }

@@ -14,7 +14,6 @@ use super::{
     cache::Caches,
     clusters::{ClusterKey, Clusters, Known},
     error::Error,
-    hooks,
     metrics::Metrics,
     rollouts, write,
 };
@@ -42,14 +41,12 @@ const AGAIN: Duration = Duration::from_millis(200);
 pub(super) struct Context {
     client: Client,
     caches: Caches,
-    clusters: Clusters,
+    clusters: Arc<Clusters>,
     recorder: Recorder,
     metrics: Arc<Metrics>,
     let_go_after: Duration,
     /// What is remembered of each drain, by UID. None of it has to survive.
     memory: Mutex<BTreeMap<String, Memory>>,
-    /// The ends of hooks that were told.
-    hooks_told: hooks::Told,
 }
 
 /// What is remembered of a drain.
@@ -57,8 +54,6 @@ pub(super) struct Context {
 struct Memory {
     /// The captures that its cluster was last told to avoid.
     avoid_told: Option<Vec<CaptureId>>,
-    /// The end of the pod that it was last told.
-    killed_told_ms: Option<u64>,
     /// How many rounds have failed in a row.
     failures: u32,
 }
@@ -67,13 +62,12 @@ impl Context {
     pub(super) fn new(
         client: Client,
         caches: Caches,
-        clusters: Clusters,
+        clusters: Arc<Clusters>,
         recorder: Recorder,
         metrics: Arc<Metrics>,
         let_go_after: Duration,
     ) -> Self {
-        let (memory, hooks_told) = (Mutex::default(), hooks::Told::default());
-        Self { client, caches, clusters, recorder, metrics, let_go_after, memory, hooks_told }
+        Self { client, caches, clusters, recorder, metrics, let_go_after, memory: Mutex::default() }
     }
 
     fn memory(&self) -> MutexGuard<'_, BTreeMap<String, Memory>> {
@@ -111,8 +105,7 @@ impl Context {
             let queued = siblings.iter().filter(|other| !is_finished(other) && other.uid() != drain.uid());
             let queued: BTreeSet<_> = queued.filter_map(|other| Some(target_of(other, cluster)?.to_owned())).collect();
             around.avoid = avoid(target, cluster, &self.caches.places(namespace), &self.caches.nodes(), &queued);
-            (around.avoid_told, around.killed_told_ms) =
-                self.remember(drain, |memory| (memory.avoid_told.clone(), memory.killed_told_ms));
+            around.avoid_told = self.remember(drain, |memory| memory.avoid_told.clone());
         }
         Observed { now, cluster, around }
     }
@@ -168,9 +161,6 @@ async fn round(drain: &CaptureDrain, context: &Context) -> Result<Next, Error> {
         return Ok(patience(drain, context, now).map_or_else(Next::await_change, Next::requeue));
     };
     let mut observed = context.observe(drain, seen);
-    if let Ok(cluster) = &observed.cluster {
-        hooks::tell(drain, &cluster.hook_reports, now, &context.hooks_told, &context.recorder).await;
-    }
     let aim = validate(drain, &observed);
     let mut planned = plan(drain, &aim, &observed);
     if let (Action::Start(_), Ok(cluster)) = (&planned.action, &observed.cluster)
@@ -190,10 +180,7 @@ async fn round(drain: &CaptureDrain, context: &Context) -> Result<Next, Error> {
     if let (Action::Start(request), Outcome::Answered(Answer::Draining { .. } | Answer::Drained { .. })) =
         (&planned.action, &outcome)
     {
-        context.remember(drain, |memory| {
-            memory.avoid_told = Some(request.avoid.clone());
-            memory.killed_told_ms = request.hook_deadline_ms.map(|at| at.0);
-        });
+        context.remember(drain, |memory| memory.avoid_told = Some(request.avoid.clone()));
     }
     let after = status(drain, &aim, &planned, &outcome, &observed);
     write_down(drain, &after, context).await?;

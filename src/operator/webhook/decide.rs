@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 
 use super::{
-    facts::{BREAK_GLASS, Facts, PodFacts, whose},
+    facts::{BREAK_GLASS, Facts, PodFacts},
     make::{RELEASE_AFTER_SECONDS, attempted_at, caller, callers},
 };
 use crate::{
@@ -146,7 +146,7 @@ fn pass(why: Pass, pod: Option<&PodFacts>, drain: Option<&CaptureDrain>) -> Step
 pub fn decide(facts: &Facts) -> Step {
     let live = |step: Step| if facts.pod.is_live() { step } else { Step::Look(Look::Pod) };
     let Some(pod) = facts.pod.pod() else { return live(pass(Pass::NoPod, None, None)) };
-    let Some(cluster) = whose(pod) else { return pass(Pass::NotOurs, None, None) };
+    let Some(cluster) = pod.cluster() else { return pass(Pass::NotOurs, None, None) };
     if facts.asked.uid.as_ref().is_some_and(|uid| *uid != pod.pod.uid) {
         return live(pass(Pass::OtherPod, None, None));
     }

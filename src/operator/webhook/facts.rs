@@ -1,4 +1,4 @@
-//! What is known when an eviction is decided, and whose a pod is.
+//! What is known when an eviction is decided.
 
 use std::sync::Arc;
 
@@ -7,18 +7,13 @@ use jiff::Timestamp;
 use super::asked::Asked;
 use crate::{
     operator::{
+        member,
         observe::{Cluster, Pod, Unseen},
-        rollout::{LABELS_V1, Marks, manager},
+        rollout::Marks,
     },
-    resource::{CaptureDrain, ClusterKind, ClusterRef},
+    resource::{CaptureDrain, ClusterRef},
 };
 
-/// The label of a capture's pod: the Service of its cluster.
-pub const SERVICE: &str = "capturedrain.io/service";
-/// The annotation of a capture's pod that names the Secret with which its cluster is called over TLS.
-pub const TLS_SECRET: &str = "capturedrain.io/tls-secret-name";
-/// The annotation of a pod of `TiCDC` that names the Secret with user and password.
-pub const USER_SECRET: &str = "capturedrain.io/user-secret-name";
 /// The annotation of a pod that may go at once, when it is `true`.
 pub const BREAK_GLASS: &str = "capturedrain.io/break-glass";
 
@@ -35,6 +30,13 @@ pub struct PodFacts {
     pub phase: String,
     /// Where it runs.
     pub node: Option<String>,
+}
+
+impl PodFacts {
+    /// The cluster that its capture belongs to; `None`: it is no capture's.
+    pub fn cluster(&self) -> Option<ClusterRef> {
+        member::cluster(&self.labels, &self.annotations)
+    }
 }
 
 /// A pod, and how fresh that is.
@@ -86,19 +88,4 @@ pub struct Facts {
     pub cluster: Option<Result<Cluster, Unseen>>,
     /// What stands in the way; `None` while nobody has looked.
     pub obstacles: Option<Obstacles>,
-}
-
-/// The cluster that a pod's capture belongs to; `None`: it is no capture's.
-pub fn whose(pod: &PodFacts) -> Option<ClusterRef> {
-    let service = pod.labels.get(SERVICE).filter(|name| !name.is_empty()).cloned();
-    let managed = manager(&pod.labels).and_then(|by| by.name);
-    let kind = if managed.is_some() { ClusterKind::TiCdc } else { ClusterKind::CaptureDrain };
-    let name = service.or_else(|| managed.map(|name| format!("{name}-{}-peer", LABELS_V1[1].1)))?;
-    let named = |key: &str| pod.annotations.get(key).filter(|name| !name.is_empty()).cloned();
-    Some(ClusterRef {
-        service_name: name,
-        kind,
-        tls_secret_name: named(TLS_SECRET),
-        user_secret_name: named(USER_SECRET).filter(|_| kind == ClusterKind::TiCdc),
-    })
 }

@@ -9,7 +9,7 @@ use super::{
     asked::{Asked, Given, Review},
     budget::refusing,
     decide::{Decision, Look, Pass, Step, decide},
-    facts::{BREAK_GLASS, Facts, Obstacles, PodFacts, Seen, whose},
+    facts::{BREAK_GLASS, Facts, Obstacles, PodFacts, Seen},
     make::{CALLERS_MAX, attempt, make, next_number},
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
         observe::{Cluster, Pod, Unseen},
         rollout::Marks,
     },
-    resource::{CaptureDrain, ClusterKind},
+    resource::CaptureDrain,
     view::{CaptureView, DrainEndView},
 };
 
@@ -37,7 +37,6 @@ fn pod() -> PodFacts {
             ips: Vec::new(),
             created_at: now() - SignedDuration::from_hours(1),
             is_deleting: false,
-            killed_at_ms: None,
         },
         labels: marks(&[("capturedrain.io/service", "cdc")]),
         annotations: Marks::new(),
@@ -64,7 +63,7 @@ fn facts() -> Facts {
 /// A drain of the pod, as the webhook makes it, with a status.
 fn drain(number: usize, status: Value) -> CaptureDrain {
     let facts = facts();
-    let cluster = whose(&pod()).unwrap();
+    let cluster = pod().cluster().unwrap();
     let mut drain = make(&facts.asked, &pod(), cluster, number, now());
     drain.metadata.creation_timestamp = Some(Time(now() - SignedDuration::from_secs(60)));
     drain.status = Some(serde_json::from_value(status).unwrap());
@@ -430,34 +429,6 @@ fn a_request_is_read_with_both_kinds_of_dry_run() {
     assert!(!read(false, json!({"dryRun": []})).is_dry_run);
     let meant = read(false, json!({"gracePeriodSeconds": 5, "preconditions": {"uid": "u1"}}));
     assert_eq!((meant.uid.as_deref(), meant.given), (Some("u1"), Given::Preconditions));
-}
-
-#[test]
-fn whose_a_pod_is_stands_in_its_labels() {
-    let check = |labels: &[(&str, &str)], annotations: &[(&str, &str)], expected: Option<(&str, ClusterKind)>| {
-        let pod = PodFacts { labels: marks(labels), annotations: marks(annotations), ..PodFacts::default() };
-        let found = whose(&pod);
-        assert_eq!(found.as_ref().map(|found| (found.service_name.as_str(), found.kind)), expected, "{labels:?}");
-        found
-    };
-    let v1 = [
-        ("app.kubernetes.io/managed-by", "tidb-operator"),
-        ("app.kubernetes.io/component", "ticdc"),
-        ("app.kubernetes.io/instance", "db"),
-    ];
-    let v2 =
-        [("pingcap.com/managed-by", "tidb-operator"), ("pingcap.com/component", "ticdc"), ("pingcap.com/group", "g")];
-    check(&[], &[], None);
-    check(&v1[..2], &[], None);
-    check(&v1, &[], Some(("db-ticdc-peer", ClusterKind::TiCdc)));
-    check(&v2, &[], Some(("g-ticdc-peer", ClusterKind::TiCdc)));
-    let own = [&v1[..], &[("capturedrain.io/service", "cdc")]].concat();
-    check(&own, &[], Some(("cdc", ClusterKind::TiCdc)));
-    let secrets = [("capturedrain.io/tls-secret-name", "tls"), ("capturedrain.io/user-secret-name", "user")];
-    let found = check(&own[3..], &secrets, Some(("cdc", ClusterKind::CaptureDrain))).unwrap();
-    assert_eq!((found.tls_secret_name.as_deref(), found.user_secret_name), (Some("tls"), None));
-    let found = check(&own, &secrets, Some(("cdc", ClusterKind::TiCdc))).unwrap();
-    assert_eq!(found.user_secret_name.as_deref(), Some("user"));
 }
 
 #[test]

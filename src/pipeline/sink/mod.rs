@@ -3,11 +3,12 @@
 mod file;
 mod mirror;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use capturedrain_core::model::{CommitTs, Span};
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep_until};
 
 pub(super) use self::mirror::Mirrors;
 use self::{file::FileSink, mirror::MirrorSink};
@@ -109,7 +110,29 @@ impl SpanLine {
 pub(super) enum Sink {
     File(FileSink),
     Mirror(Box<MirrorSink>),
-    Blackhole { taken_ts: CommitTs, safe_ts: CommitTs },
+    Blackhole(Blackhole),
+}
+
+/// Where rows vanish, at the speed of a sink that takes some time for a write.
+#[derive(Debug)]
+pub(super) struct Blackhole {
+    latency: Duration,
+    taken_ts: CommitTs,
+    safe_ts: CommitTs,
+    /// What is being written, and when it will have been.
+    writing: Option<(CommitTs, Instant)>,
+}
+
+impl Blackhole {
+    /// One write at a time, of all that has come until it begins.
+    async fn next_safe(&mut self) -> CommitTs {
+        let (ts, done_at) = *self.writing.get_or_insert_with(|| (self.taken_ts, Instant::now() + self.latency));
+        if !self.latency.is_zero() {
+            sleep_until(done_at).await;
+        }
+        (self.safe_ts, self.writing) = (ts, None);
+        ts
+    }
 }
 
 impl Sink {
@@ -122,7 +145,10 @@ impl Sink {
         match url {
             SinkUrl::File(folder) => Ok(Self::File(FileSink::open(folder, &job.span, &job.key, job.start_ts).await?)),
             SinkUrl::Mirror(url) => Ok(Self::Mirror(Box::new(MirrorSink::open(url, source, job, mirrors).await?))),
-            SinkUrl::Blackhole => Ok(Self::Blackhole { taken_ts: job.start_ts, safe_ts: job.start_ts }),
+            SinkUrl::Blackhole(latency) => {
+                let (taken_ts, safe_ts) = (job.start_ts, job.start_ts);
+                Ok(Self::Blackhole(Blackhole { latency: *latency, taken_ts, safe_ts, writing: None }))
+            }
         }
     }
 
@@ -134,8 +160,8 @@ impl Sink {
                 mirror.take(batch);
                 Ok(())
             }
-            Self::Blackhole { taken_ts, .. } => {
-                *taken_ts = batch.resolved_ts.max(*taken_ts);
+            Self::Blackhole(hole) => {
+                hole.taken_ts = batch.resolved_ts.max(hole.taken_ts);
                 Ok(())
             }
         }
@@ -146,7 +172,7 @@ impl Sink {
         let waiting_bytes = match self {
             Self::File(file) => file.waiting_bytes(),
             Self::Mirror(mirror) => mirror.waiting_bytes(),
-            Self::Blackhole { .. } => 0,
+            Self::Blackhole(_) => 0,
         };
         waiting_bytes < WAITING_MAX_BYTES
     }
@@ -156,7 +182,7 @@ impl Sink {
         match self {
             Self::File(file) => file.is_busy(),
             Self::Mirror(mirror) => mirror.is_busy(),
-            Self::Blackhole { taken_ts, safe_ts } => taken_ts > safe_ts,
+            Self::Blackhole(hole) => hole.taken_ts > hole.safe_ts,
         }
     }
 
@@ -166,10 +192,7 @@ impl Sink {
         match self {
             Self::File(file) => file.next_safe().await,
             Self::Mirror(mirror) => mirror.next_safe().await,
-            Self::Blackhole { taken_ts, safe_ts } => {
-                *safe_ts = *taken_ts;
-                Ok(*safe_ts)
-            }
+            Self::Blackhole(hole) => Ok(hole.next_safe().await),
         }
     }
 }
@@ -179,7 +202,7 @@ pub(super) async fn check(url: &SinkUrl, source: &SourceUrl, start_ts: CommitTs)
     match url {
         SinkUrl::File(folder) => file::check_folder(folder).await,
         SinkUrl::Mirror(url) => mirror::check(url, source, start_ts).await,
-        SinkUrl::Blackhole => Ok(()),
+        SinkUrl::Blackhole(_) => Ok(()),
     }
 }
 
@@ -188,6 +211,6 @@ pub(super) async fn tables(url: &SinkUrl) -> Result<BTreeSet<Vec<u8>>, PipelineE
     match url {
         SinkUrl::File(folder) => file::tables(folder).await,
         SinkUrl::Mirror(url) => mirror::tables(url).await,
-        SinkUrl::Blackhole => Ok(BTreeSet::new()),
+        SinkUrl::Blackhole(_) => Ok(BTreeSet::new()),
     }
 }

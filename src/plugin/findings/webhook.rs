@@ -7,7 +7,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 use super::{Fault, Finding, Level, cluster::RENEWAL};
 use crate::{
-    operator::{rollout::Marks, webhook::facts::SERVICE},
+    operator::{member::SERVICE, rollout::Marks},
     plugin::{
         Trouble,
         hook::{HookFacts, Rehearsal},

@@ -34,7 +34,7 @@ use crate::{
             answer::answer,
             asked::{Asked, Review},
             decide::{Decision, Denial, Step, decide},
-            facts::{Facts, whose},
+            facts::{Facts, PodFacts},
         },
     },
 };
@@ -148,7 +148,7 @@ impl Hall {
 
 /// Trouble that passes holds the pod of a capture; for the rest there is the failure policy.
 fn deny(facts: &Facts, trouble: Trouble) -> Result<Decision, Trouble> {
-    let is_ours = facts.pod.pod().and_then(whose).is_some();
+    let is_ours = facts.pod.pod().and_then(PodFacts::cluster).is_some();
     if !is_ours || !trouble.is_passing() {
         return Err(trouble);
     }
