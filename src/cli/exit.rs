@@ -76,6 +76,9 @@ impl From<ClientError> for Failure {
             },
             ClientError::Protocol(_) => Exit::Internal,
         };
+        if let ClientError::Unreachable { .. } = error {
+            return Self::new(exit, format!("{error} (--server says where to ask)"));
+        }
         Self::new(exit, error)
     }
 }

@@ -65,7 +65,7 @@ pub enum ClientError {
     #[error("not authorised: {0}")]
     Unauthorised(String),
     /// No server answers, or none has a coordinator to ask.
-    #[error("no answer from {servers}: {reason}; is a capture running there? (--server says where to ask)")]
+    #[error("no answer from {servers}: {reason}; is a capture running there?")]
     Unreachable {
         /// Who was asked.
         servers: String,

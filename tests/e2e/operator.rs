@@ -25,7 +25,7 @@ pub(crate) async fn rollback(nodes: &Nodes) {
 
 /// Runs `helm test` of it: its exit code, and what it says.
 pub(crate) async fn test(nodes: &Nodes) -> (i32, String) {
-    let said = helm(nodes.admin(), &["test", RELEASE, "-n", NAMESPACE, "--logs", "--timeout", "1m"]).await;
+    let said = helm(nodes.admin(), &["test", RELEASE, "-n", NAMESPACE, "--timeout", "1m"]).await;
     (said.code, said.stdout + &said.stderr)
 }
 

@@ -50,9 +50,9 @@ async fn a_rolling_restart_drains_each_pod_by_its_hook() {
 
 #[tokio::test]
 #[ignore = "on nodes: `make e2e`"]
-async fn an_upgrade_of_the_captures_and_its_rollback_lose_nothing() {
+async fn an_upgrade_of_the_captures_and_its_rollback_lose_nothing_and_their_end_leaves_nothing() {
     let nodes = nodes::shared().await;
-    let site = Site::open(&nodes, &[]).await;
+    let mut site = Site::open(&nodes, &[]).await;
     for node in &nodes.both {
         let tagged = |tag: &str| format!("{}:{tag}", CAPTUREDRAIN.0);
         node.ctr(&["images", "tag", "--force", &tagged(CAPTUREDRAIN.1), &tagged("next")]);
@@ -68,7 +68,8 @@ async fn an_upgrade_of_the_captures_and_its_rollback_lose_nothing() {
     let history = site.history().await;
     let drained = history.iter().filter(|end| end["outcome"] == "Drained").count();
     assert_eq!(drained, 6, "{history:?}");
-    site.close().await;
+    site.traffic.prove().await;
+    site.uninstall().await;
 }
 
 #[tokio::test]
@@ -89,6 +90,23 @@ async fn an_upgrade_of_the_operator_in_mid_drain_and_its_rollback_go_on_with_it(
     assert_eq!(proven_under(&site, &uid).await, epoch);
     assert_eq!(rolled_operators(&nodes).await, 0);
     site.close().await;
+}
+
+#[tokio::test]
+#[ignore = "on nodes: `make e2e`"]
+async fn captures_with_an_etcd_of_their_own_come_change_and_go() {
+    let nodes = nodes::shared().await;
+    let mut site = Site::open_whole(&nodes).await;
+    site.helm("upgrade", &["log.filter=warn"]).await;
+    wait_for_rollout(&site).await;
+    let history = site.history().await;
+    assert_eq!(history.iter().filter(|end| end["outcome"] == "Drained").count(), 3, "{history:?}");
+    site.traffic.prove().await;
+    // Captures first: their hooks need the etcd.
+    site.kubectl(&["scale", &format!("statefulset/{NAME}"), "--replicas=0"]).await.ok();
+    let captures = ["wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=capture", "--timeout=50s"];
+    site.kubectl(&captures).await.ok();
+    site.uninstall().await;
 }
 
 /// Has a capture drained by an eviction that is denied: its pod's UID, and the drain's epoch.
@@ -122,4 +140,7 @@ async fn the_test_of_the_operators_chart_passes() {
     let (code, said) = operator::test(&nodes).await;
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("Succeeded"), "{said}");
+    // What has found nothing wrong leaves nothing behind.
+    let pods = nodes.admin().kubectl(&["get", "pods", "-n", operator::NAMESPACE, "-o", "name"]).await.ok();
+    assert_eq!(pods.lines().filter(|pod| pod.contains("selftest")).count(), 0, "{pods}");
 }

@@ -18,7 +18,7 @@ use crate::{
         access::{Access, Said},
         etcd::Etcd,
     },
-    image::CAPTUREDRAIN,
+    image::{CAPTUREDRAIN, ETCD},
     nodes::{HOST, NODES, Nodes, PATIENCE},
     traffic::{FAST, Traffic},
     wait::wait_for,
@@ -34,7 +34,8 @@ pub(crate) struct Site {
     pub(crate) namespace: String,
     pub(crate) admin: Access,
     pub(crate) traffic: Traffic,
-    store: Etcd,
+    /// The captures' own etcd, when it is on this host.
+    store: Option<Etcd>,
     values: Vec<String>,
 }
 
@@ -50,15 +51,31 @@ pub(crate) async fn helm(access: &Access, args: &[&str]) -> Said {
 }
 
 impl Site {
-    /// Three captures, or as `values` say, and waits until rows flow.
+    /// Three captures on an etcd of this host, or as `values` say, and waits until rows flow.
     pub(crate) async fn open(nodes: &Nodes, values: &[&str]) -> Self {
+        let store = Etcd::start_at(HOST, FAST).await;
+        let external = format!("etcd.external={{{HOST}:{}}}", store.client_port());
+        Self::open_on(nodes, Some(store), &[&[external.as_str()], values].concat()).await
+    }
+
+    /// The same on the etcd that the chart brings, whose members are lost with their pods here.
+    pub(crate) async fn open_whole(nodes: &Nodes) -> Self {
+        let image = [
+            format!("etcd.bundled.image.repository={}", ETCD.0),
+            format!("etcd.bundled.image.tag={}", ETCD.1),
+            "etcd.bundled.storage.kind=emptyDir".to_owned(),
+            "etcd.bundled.antiAffinity=none".to_owned(),
+        ];
+        Self::open_on(nodes, None, &image.each_ref().map(String::as_str)).await
+    }
+
+    async fn open_on(nodes: &Nodes, store: Option<Etcd>, values: &[&str]) -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(1);
         let namespace = format!("site-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let (store, traffic) = (Etcd::start_at(HOST, FAST).await, Traffic::start().await);
+        let traffic = Traffic::start().await;
         let own = [
             format!("image.repository={}", CAPTUREDRAIN.0),
             format!("image.tag={}", CAPTUREDRAIN.1),
-            format!("etcd.external={{{HOST}:{}}}", store.client_port()),
             "minReadySeconds=1".to_owned(),
             "config.CAPTUREDRAIN_LEASE=8s".to_owned(),
             "config.CAPTUREDRAIN_HEARTBEAT=300ms".to_owned(),
@@ -191,6 +208,23 @@ impl Site {
         assert!(said.code == 0, "{said:?}\n{}", self.trouble().await);
     }
 
+    /// Uninstalls it, and waits until nothing of it is left in its namespace.
+    pub(crate) async fn uninstall(&self) {
+        let said = helm(&self.admin, &["uninstall", NAME, "-n", &self.namespace, "--wait", "--timeout", "3m"]).await;
+        assert!(said.code == 0, "{said:?}\n{}", self.trouble().await);
+        let kinds =
+            "all,secrets,configmaps,serviceaccounts,poddisruptionbudgets,persistentvolumeclaims,networkpolicies";
+        // What every namespace has.
+        let own = |line: &&str| !line.ends_with("/kube-root-ca.crt") && !line.ends_with("/default");
+        let mut left = String::new();
+        let gone = async || {
+            left = self.kubectl(&["get", kinds, "-o", "name"]).await.ok();
+            (left.lines().filter(own).count() == 0).then_some(())
+        };
+        let gone = time::timeout(PATIENCE, wait_for(PATIENCE * 2, "all of it to go", gone)).await;
+        assert!(gone.is_ok(), "{left}\n{}", self.trouble().await);
+    }
+
     async fn create_changefeed(&self) {
         let [source, sink] = self.traffic.urls();
         let create = ["changefeed", "create", "--id", "shop", "--source", &source, "--sink", &sink];
@@ -257,7 +291,7 @@ impl Site {
 
     /// When the hook of the pod that is drained gives up, or that of the last one did: as the store has it.
     pub(crate) async fn hook_deadline(&self) -> u64 {
-        let mut client = etcd_client::Client::connect([self.store.client_url()], None).await.unwrap();
+        let mut client = etcd_client::Client::connect([self.store.as_ref().unwrap().client_url()], None).await.unwrap();
         let options = etcd_client::GetOptions::new().with_prefix();
         let found = client.get("/capturedrain/", Some(options)).await.unwrap();
         let records = found.kvs().iter().filter(|kv| kv.key_str().unwrap_or_default().contains("/drain/"));

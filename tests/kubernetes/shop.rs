@@ -263,11 +263,6 @@ impl Shop {
         .await
     }
 
-    /// A capture that is none of these.
-    pub(crate) fn another(&self, than: &[&str]) -> String {
-        self.captures.keys().find(|pod| !than.contains(&pod.as_str())).unwrap().clone()
-    }
-
     pub(crate) async fn a_follower(&self) -> String {
         let coordinator = self.coordinator().await;
         self.captures.keys().rfind(|pod| **pod != coordinator).unwrap().clone()

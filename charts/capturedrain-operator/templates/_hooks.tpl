@@ -24,6 +24,7 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{/* What the pod of a hook has besides its command. */}}
 {{- define "operator.hookPod" -}}
 serviceAccountName: {{ include "operator.fullname" .root }}-{{ .hook }}
+enableServiceLinks: false
 restartPolicy: Never
 {{- with .root.Values.image.pullSecrets }}
 imagePullSecrets:

@@ -214,3 +214,23 @@ pub(super) async fn tables(url: &SinkUrl) -> Result<BTreeSet<Vec<u8>>, PipelineE
         SinkUrl::Blackhole(_) => Ok(BTreeSet::new()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_slow_blackhole_writes_what_it_had_when_the_write_began() {
+        let latency = Duration::from_millis(30);
+        let mut sink = Sink::Blackhole(Blackhole { latency, taken_ts: 5, safe_ts: 1, writing: None });
+        let began = Instant::now();
+        let given_up = tokio::time::timeout(Duration::from_millis(1), sink.next_safe()).await;
+        assert!(given_up.is_err() && sink.is_busy());
+        let Sink::Blackhole(hole) = &mut sink else { return };
+        hole.taken_ts = 9;
+        assert_eq!(hole.next_safe().await, 5);
+        assert!(began.elapsed() >= latency && sink.is_busy());
+        let Ok(safe_ts) = sink.next_safe().await else { return };
+        assert!(safe_ts == 9 && began.elapsed() >= latency * 2 && !sink.is_busy());
+    }
+}
