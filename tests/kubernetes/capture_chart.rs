@@ -220,13 +220,15 @@ async fn the_hook_and_the_server_share_the_grace_period() {
     assert_eq!(hook, &json!(["/capturedrain", "prestop"]));
     assert_eq!(variable(&pod, "CAPTUREDRAIN_GRACE_PERIOD").unwrap(), "120s");
     assert_eq!(variable(&pod, "CAPTUREDRAIN_PRESTOP_MARGIN").unwrap(), "15s", "above the server's time-out");
-    let servers = variable(&pod, "CAPTUREDRAIN_SERVER").unwrap();
-    assert_eq!(servers, "http://$(POD_NAME).cdc-peer.shop.svc:8300");
+    let server = variable(&pod, "CAPTUREDRAIN_SERVER").unwrap();
+    assert_eq!(server, "http://127.0.0.1:8300", "names go with the Service when all is uninstalled");
     assert_eq!(seconds(&args(&pod, "x"), "--shutdown-timeout="), 10);
     let documents = documents_of("shop", &[grace, "hook.enabled=false", "tls.secretName=a"]).await;
     let pod = pod_of(&documents, NAME);
     assert!(pod["spec"]["containers"][0]["lifecycle"].is_null());
     assert_eq!(variable(&pod, "CAPTUREDRAIN_GRACE_PERIOD"), None);
+    let server = variable(&pod, "CAPTUREDRAIN_SERVER").unwrap();
+    assert_eq!(server, "https://$(POD_NAME).cdc-peer.shop.svc:8300", "the name that its certificate has");
     assert_eq!(seconds(&args(&pod, "x"), "--shutdown-timeout="), 105);
     assert!(!args(&pod, "x").contains(&"--insecure".to_owned()));
     assert_eq!(pod["metadata"]["annotations"]["capturedrain.io/tls-secret-name"], "a");
