@@ -212,17 +212,7 @@ impl Site {
     pub(crate) async fn uninstall(&self) {
         let said = helm(&self.admin, &["uninstall", NAME, "-n", &self.namespace, "--wait", "--timeout", "3m"]).await;
         assert!(said.code == 0, "{said:?}\n{}", self.trouble().await);
-        let kinds =
-            "all,secrets,configmaps,serviceaccounts,poddisruptionbudgets,persistentvolumeclaims,networkpolicies";
-        // What every namespace has.
-        let own = |line: &&str| !line.ends_with("/kube-root-ca.crt") && !line.ends_with("/default");
-        let mut left = String::new();
-        let gone = async || {
-            left = self.kubectl(&["get", kinds, "-o", "name"]).await.ok();
-            (left.lines().filter(own).count() == 0).then_some(())
-        };
-        let gone = time::timeout(PATIENCE, wait_for(PATIENCE * 2, "all of it to go", gone)).await;
-        assert!(gone.is_ok(), "{left}\n{}", self.trouble().await);
+        wait_until_empty(&self.admin, &self.namespace).await;
     }
 
     async fn create_changefeed(&self) {
@@ -387,6 +377,20 @@ impl Drop for Site {
         }
         sweep(&self.admin, &self.namespace);
     }
+}
+
+/// Waits until a namespace has nothing but what every namespace has.
+pub(crate) async fn wait_until_empty(admin: &Access, namespace: &str) {
+    let kinds = "all,secrets,configmaps,serviceaccounts,roles,rolebindings,leases,poddisruptionbudgets,jobs,\
+                 persistentvolumeclaims,networkpolicies";
+    let own = |line: &&str| !line.ends_with("/kube-root-ca.crt") && !line.ends_with("/default");
+    let mut rest = String::new();
+    let gone = async || {
+        rest = admin.kubectl(&["get", kinds, "-n", namespace, "-o", "name"]).await.ok();
+        (rest.lines().filter(own).count() == 0).then_some(())
+    };
+    let gone = time::timeout(PATIENCE, wait_for(PATIENCE * 2, "all of it to go", gone)).await;
+    assert!(gone.is_ok(), "{rest}");
 }
 
 async fn run_at(server: &str, args: &[&str]) -> Said {

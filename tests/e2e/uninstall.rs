@@ -2,13 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::time;
-
 use crate::{
-    nodes::{self, PATIENCE},
-    operator,
-    site::{SLOW, Site},
-    wait::wait_for,
+    nodes, operator,
+    site::{SLOW, Site, wait_until_empty},
 };
 
 /// The bound of the chart's job, and what Helm takes besides.
@@ -29,18 +25,8 @@ async fn uninstalled_in_mid_drain_it_leaves_nothing_but_the_crd() {
     assert!(began.elapsed() < UNINSTALL_MAX, "{:?}", began.elapsed());
     site.wait_for_liveness("cdc-1", "Alive").await;
     assert!(site.drains().await.iter().all(|drain| drain["metadata"]["finalizers"].is_null()));
-    let kinds = "all,secrets,configmaps,serviceaccounts,roles,rolebindings,leases,poddisruptionbudgets,jobs";
-    let left = ["get", kinds, "-n", operator::NAMESPACE, "-o", "name"];
-    // What every namespace has.
-    let own = |line: &&str| !line.ends_with("/kube-root-ca.crt") && !line.ends_with("/default");
-    let mut rest = String::new();
-    let gone = async || {
-        rest = nodes.admin().kubectl(&left).await.ok();
-        (rest.lines().filter(own).count() == 0).then_some(())
-    };
     // The replicas answer evictions for ten seconds more.
-    let gone = time::timeout(PATIENCE, wait_for(PATIENCE * 2, "all of it to go", gone)).await;
-    assert!(gone.is_ok(), "{rest}");
+    wait_until_empty(nodes.admin(), operator::NAMESPACE).await;
     let kinds = "mutatingwebhookconfigurations,clusterroles,clusterrolebindings,crd";
     let wide = nodes.admin().kubectl(&["get", kinds, "-o", "name"]).await.ok();
     let wide: Vec<_> = wide.lines().filter(|line| line.contains("capturedrain")).collect();
