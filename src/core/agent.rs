@@ -130,11 +130,9 @@ impl Agent {
 
     /// Whether this capture is not registered, has nothing, and from now on never will be and have.
     ///
-    /// Not while its work ends, or a write of this agent is pending or of unknown outcome.
-    pub(crate) fn renounce(&mut self, view: Option<&View>) -> bool {
-        let outside = !matches!(self.membership, Membership::Member { .. } | Membership::Leaving);
-        let settled = view.map_or(self.lane == WriteLane::Free, |view| self.lane.is_free(view));
-        let nothing = outside && settled && self.exception_in_doubt.is_none();
+    /// Not while its work ends. A registration that is being written is given up, whether it takes effect or not.
+    pub(crate) fn renounce(&mut self) -> bool {
+        let nothing = !matches!(self.membership, Membership::Member { .. } | Membership::Leaving);
         if nothing && !self.mutants.has(Mutant::RegistersAfterPromise) {
             self.last_life = true;
         }
@@ -307,14 +305,14 @@ impl Agent {
 
     fn join(&mut self, view: &View, lease: &Lease, node_epoch: NodeEpoch, told: bool) -> Vec<AgentOutput> {
         let me = Incarnation { capture: self.identity.id.clone(), node_epoch };
+        if self.last_life {
+            return self.leave();
+        }
         if view.is_registered(&me) {
             self.membership = Membership::Member { lease: lease.clone(), node_epoch };
             self.lane.is_free(view);
             let line = Line::info("capture is registered").of(&me.capture);
             return vec![AgentOutput::Log(line.with("node_epoch", &node_epoch.to_string()))];
-        }
-        if self.last_life {
-            return self.leave();
         }
         let taken = view.captures.contains_key(&self.identity.id);
         if taken && !told && self.lane == WriteLane::Free {

@@ -82,6 +82,8 @@ pub enum Mutant {
     KeepsOffice,
     /// A capture that keeps its lease and is not heard is waited for.
     EvictsNobody,
+    /// Who is to be avoided gets work while others may still hear of the drain.
+    HurriesToTheAvoided,
     /// A call is answered before what it promises is persisted.
     AnswersFirst,
     /// Maintainers whose starts are done are still waited for.

@@ -222,7 +222,7 @@ impl Process {
             let mark = view.liveness.get(self.agent.id())?;
             Some(Answer::Drained { epoch: mark.value.drain_epoch })
         });
-        let proof = proof.or_else(|| self.agent.renounce(self.view.as_ref()).then_some(Answer::Done));
+        let proof = proof.or_else(|| self.agent.renounce().then_some(Answer::Done));
         let answer = proof.ok_or_else(|| Refusal::NotReady("this capture is not proven empty".to_owned()));
         self.effects.push(Effect::Answer { id, answer });
     }

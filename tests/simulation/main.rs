@@ -17,6 +17,7 @@ mod faults;
 mod identity;
 mod measured;
 mod mutants;
+mod promise;
 mod readable;
 mod restore;
 mod scenario;

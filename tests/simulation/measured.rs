@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use capturedrain_core::{
     measure::{Measurement, MoveKind, MoveOutcome},
     model::{CaptureId, ChangefeedId, DrainEpoch, DrainOutcome, DrainRequest, Request, WorkCount},
+    mutant::Mutant,
 };
 
 use crate::{
@@ -16,7 +17,12 @@ use crate::{
 
 /// Three captures, of which each has a maintainer and some dispatchers; the coordinator, and another one.
 pub(crate) fn at_work() -> (World, usize, usize) {
-    let mut world = World::new(1, 3, None, false);
+    at_work_with(None)
+}
+
+/// The same with a broken rule.
+pub(crate) fn at_work_with(mutant: Option<Mutant>) -> (World, usize, usize) {
+    let mut world = World::new(1, 3, mutant, false);
     run_until(&mut world, "a coordinator of all", |world| coordinated(world));
     let office = truth::coordinator(&world).unwrap();
     let coordinator = world.procs.iter().position(|proc| proc.id == office.capture).unwrap();

@@ -286,6 +286,9 @@ impl World {
                     self.truth.writes_out_of_office(me.as_ref(), acting.as_ref());
                 }
             }
+            Happening::List { who, life } if self.faults.store_is_away => {
+                self.at(Duration::from_secs(1), Happening::List { who, life });
+            }
             Happening::List { who, life } => self.list(who, life),
             Happening::Grant { who, life, sent_at } => {
                 let lease = self.store.grant(self.options.lease, self.now);
@@ -536,10 +539,7 @@ impl World {
                     self.at(delay, Happening::Revoke { lease });
                 }
             }
-            Effect::Load => {
-                let wait = if away { Duration::from_secs(1) } else { delay };
-                self.at(wait, Happening::List { who, life });
-            }
+            Effect::Load => self.at(delay, Happening::List { who, life }),
             Effect::Write { lane, txn } => self.write(who, lane, txn, delay),
             Effect::ReadPosition { ref changefeed, epoch } => {
                 if let Some((me, stored)) = self.member(who) {

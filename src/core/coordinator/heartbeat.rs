@@ -147,7 +147,8 @@ impl Coordinator {
         let is_awaited = |id: &CaptureId| {
             view.liveness(id) == Some(Liveness::Alive) && !avoid.contains(id) && self.heard_within(id, 1, now)
         };
-        if self.peers.keys().any(is_awaited) { Vec::new() } else { gated }
+        let waits = self.peers.keys().any(is_awaited) && !self.mutants.has(Mutant::HurriesToTheAvoided);
+        if waits { Vec::new() } else { gated }
     }
 
     /// Whether work may be moved only to spread it better.
