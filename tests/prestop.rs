@@ -325,12 +325,13 @@ async fn a_capture_without_peers_goes_with_its_work_or_is_held() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_capture_without_its_store_has_nothing_to_protect_and_does_not_come_back() {
     let mut world = World::start("store", "3s", &[]).await.with_work().await;
-    let (_, [hooked, _]) = world.followers().await;
+    let (_, [hooked, other]) = world.followers().await;
     world.etcd.kill();
     world.logged(&hooked, "registration is over").await;
     world.hook(&hooked, &[]).expect(0, "is not registered").await;
     world.etcd.restart().await;
     world.cluster.wait_for_captures(2).await;
+    world.logged(&other, "over: the store's changes cannot be followed").await;
     assert!(world.cluster.terminate(&hooked).await.success());
 }
 

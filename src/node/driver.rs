@@ -28,6 +28,8 @@ use crate::{
     wire::Peers,
 };
 
+use super::trouble::Troubles;
+
 /// How many events may wait for the core.
 pub(super) const EVENTS_MAX: usize = 4096;
 /// How much of what has come together the core takes at once: as much as keeps a step short. What follows from all of it
@@ -44,6 +46,9 @@ const RELOAD_BACKOFF: Duration = Duration::from_millis(500);
 const REFUSED_BACKOFF: Duration = Duration::from_millis(50);
 /// How long an ending capture waits for its work to stop and its lease to be given back.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What is said when a watch has broken.
+const NOT_FOLLOWED: &str = "the store's changes cannot be followed, listing anew";
 
 type Answered = oneshot::Sender<Result<Answer, Refusal>>;
 
@@ -80,6 +85,7 @@ pub(super) struct Tasks {
     next_request: u64,
     watcher: Option<AbortHandle>,
     revoking: Option<tokio::task::JoinHandle<()>>,
+    troubles: Troubles,
 }
 
 impl Tasks {
@@ -93,6 +99,7 @@ impl Tasks {
             next_request: 0,
             watcher: None,
             revoking: None,
+            troubles: Troubles::default(),
         }
     }
 
@@ -243,13 +250,13 @@ impl Driver {
 
     fn grant(&self) {
         let (store, ttl, sent_at) = (self.store.clone(), self.lease_ttl, monotonic(self.tasks.started));
+        let troubles = self.tasks.troubles.clone();
         self.spawn(async move {
-            match (store.grant(ttl).await, getrandom::u64()) {
+            let granted = store.grant(ttl).await;
+            troubles.heed("no lease from the store", &granted);
+            match (granted, getrandom::u64()) {
                 (Ok(lease), Ok(nonce)) => Some(Event::LeaseGranted { lease, sent_at, nonce }),
-                (Err(error), _) => {
-                    tracing::warn!(%error, "no lease from the store");
-                    Some(Event::LeaseNotGranted)
-                }
+                (Err(_), _) => Some(Event::LeaseNotGranted),
                 (_, Err(error)) => {
                     tracing::warn!(%error, "no randomness from the system");
                     Some(Event::LeaseNotGranted)
@@ -260,15 +267,11 @@ impl Driver {
 
     fn keep(&self, lease: LeaseId, key: Option<Key>) {
         let (store, sent_at) = (self.store.clone(), monotonic(self.tasks.started));
+        let troubles = self.tasks.troubles.clone();
         self.spawn(async move {
-            match keep(&store, lease, key).await {
-                Ok(true) => Some(Event::LeaseKept { lease, sent_at }),
-                Ok(false) => Some(Event::LeaseLost(lease)),
-                Err(error) => {
-                    tracing::warn!(%error, "lease was not kept alive");
-                    None
-                }
-            }
+            let kept = keep(&store, lease, key).await;
+            troubles.heed("lease was not kept alive", &kept);
+            kept.ok().map(|kept| if kept { Event::LeaseKept { lease, sent_at } } else { Event::LeaseLost(lease) })
         });
     }
 
@@ -282,15 +285,11 @@ impl Driver {
     }
 
     fn write(&self, lane: Lane, txn: Txn) {
-        let store = self.store.clone();
+        let (store, troubles) = (self.store.clone(), self.tasks.troubles.clone());
         self.spawn(async move {
-            let outcome = match store.txn(txn).await {
-                Ok(outcome) => outcome,
-                Err(error) => {
-                    tracing::warn!(%error, "the store refused a transaction");
-                    TxnOutcome::Refused(0)
-                }
-            };
+            let ended = store.txn(txn).await;
+            troubles.heed("the store refused a transaction", &ended);
+            let outcome = ended.unwrap_or(TxnOutcome::Refused(0));
             // A store that refuses for ever, with a full disk for one, must not be asked without a pause.
             match outcome {
                 TxnOutcome::Committed(_) => {}
@@ -322,12 +321,15 @@ impl Driver {
             watcher.abort();
         }
         let (store, events) = (self.store.clone(), self.tasks.events.clone());
+        let troubles = self.tasks.troubles.clone();
         let watcher = tokio::spawn(async move {
             loop {
-                match follow(&store, &events).await {
-                    Ok(()) => return,
-                    Err(error) => tracing::warn!(%error, "the store's changes cannot be followed, listing anew"),
+                let listed = || troubles.heed(NOT_FOLLOWED, &Ok::<_, ReadError>(()));
+                let followed = follow(&store, &events, listed).await;
+                if followed.is_ok() {
+                    return;
                 }
+                troubles.heed(NOT_FOLLOWED, &followed);
                 time::sleep(RELOAD_BACKOFF).await;
             }
         });
@@ -380,8 +382,9 @@ async fn read_position(store: &AnyStore, key: &str) -> Result<Option<(Position, 
     Ok(Some((decode(key, &entry.value)?, entry.mod_revision)))
 }
 
-async fn follow(store: &AnyStore, events: &mpsc::Sender<Event>) -> Result<(), ReadError> {
+async fn follow(store: &AnyStore, events: &mpsc::Sender<Event>, listed: impl FnOnce()) -> Result<(), ReadError> {
     let listing = store.list("", KeyName::WATCH_END).await?;
+    listed();
     let revision = listing.revision;
     if events.send(Event::Loaded(listing)).await.is_err() {
         return Ok(());

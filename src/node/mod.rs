@@ -3,6 +3,7 @@
 mod driver;
 mod serve;
 mod shutdown;
+mod trouble;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
