@@ -544,6 +544,41 @@ async fn without_a_ca_file_the_system_says_who_is_believed_and_nobody_is_asked()
     assert_eq!(refused.status.code(), Some(10), "{refused:?}");
 }
 
+/// As in a pod when its Service is gone: the capture is called by an address, and its certificate has the name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capture_that_is_called_by_an_address_proves_the_name_that_it_should_have() {
+    let folder = tempfile::tempdir().unwrap();
+    let (name, authority) = ("cdc-0.cdc-peer.shop.svc", Authority::new("first"));
+    let hosts = ["*.cdc-peer.shop.svc"];
+    let subject = Subject { hosts: &hosts, ip: [127, 0, 0, 9], ..Subject::new("the captures", "capture") };
+    let papers = authority.issue(folder.path(), "captures", &subject);
+    let tls = papers.options("tls");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (addr, known_as) = (format!("127.0.0.1:{port}"), format!("{name}:{port}"));
+    let store = format!("embedded:{}", folder.path().join("store.redb").display());
+    let args = ["server", "--store", &store, "--id", "cdc-0", "--addr", &addr, "--advertise-addr", &known_as];
+    let _server = tokio::process::Command::new(env!("CARGO_BIN_EXE_capturedrain"))
+        .args([&args[..], &strs(&tls), &["--lease", "3s", "--log", "off"]].concat())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let url = format!("https://{addr}");
+    let asked =
+        async |args: &[&str], name: &str| run(&[args, &strs(&tls), &["--tls-server-name", name]].concat(), &url).await;
+    wait_for(Duration::from_secs(20), "an answer", || async {
+        (asked(&["captures"], name).await.0 == 0).then_some(())
+    })
+    .await;
+    for args in [&["changefeed", "list"][..], &["prestop", "--grace-period", "20s"]] {
+        let (ended, sentence) = asked(args, name).await;
+        assert_eq!(ended, 0, "{args:?}: {sentence}");
+    }
+    let (code, sentence) = asked(&["captures"], "cdc-0.elsewhere").await;
+    assert_eq!((code, sentence.contains("not valid for")), (10, true), "{sentence}");
+    let (code, _) = run(&[&["captures"], &strs(&tls)[..]].concat(), &url).await;
+    assert_eq!(code, 10, "without the option the address has to be proven");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_and_half_open_clients_do_not_stop_others() {
     let fort = Fort::start().await;

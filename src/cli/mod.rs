@@ -176,7 +176,10 @@ Examples:
 impl Common {
     fn client(&self) -> Result<Client, Failure> {
         let credentials = self.tls.files()?.map(|files| Current::fixed(&files)).transpose()?;
-        Ok(Client::with_credentials(&self.server, credentials)?)
+        Ok(match self.tls.server_name() {
+            Some(name) => Client::behind_name(&self.server, credentials, name),
+            None => Client::with_credentials(&self.server, credentials),
+        }?)
     }
 
     /// Prints a result: as JSON, or as `people` have it.

@@ -21,6 +21,9 @@ pub(super) struct TlsArgs {
     /// Key of the own certificate, PEM
     #[arg(id = "tls_key", long = "tls-key", global = true, env = "CAPTUREDRAIN_TLS_KEY", value_name = "FILE")]
     key: Option<PathBuf>,
+    /// Name that a server has to prove which is called by an address [default: that address]
+    #[arg(long, global = true, env = "CAPTUREDRAIN_TLS_SERVER_NAME", value_name = "NAME")]
+    tls_server_name: Option<String>,
 }
 
 /// Who this process says it is to etcd, and whom it believes.
@@ -54,6 +57,11 @@ impl TlsArgs {
     /// The files that are named; `None`: none at all.
     pub(super) fn files(&self) -> Result<Option<Files>, Failure> {
         files("tls", self.ca.as_ref(), self.cert.as_ref(), self.key.as_ref())
+    }
+
+    /// What servers that are called by an address have to prove; `None`: that address.
+    pub(super) fn server_name(&self) -> Option<&str> {
+        self.tls_server_name.as_deref().filter(|name| !name.is_empty())
     }
 }
 

@@ -148,12 +148,12 @@ impl Client {
         Ok(Self { servers: Known::new(servers.into_iter().map(|(_, addr)| addr).collect()), dialer })
     }
 
-    /// A client of the captures behind a Service, `host:port` each. Those who are called by an address prove that they are
-    /// of this name.
+    /// The same for captures behind a name, such as that of their Service: those who are called by an address have to
+    /// prove it.
     ///
     /// # Errors
     /// When an address makes no sense.
-    pub fn of_service(servers: &[String], credentials: Option<Current>, name: &str) -> Result<Self, ClientError> {
+    pub fn behind_name(servers: &[String], credentials: Option<Current>, name: &str) -> Result<Self, ClientError> {
         let client = Self::with_credentials(servers, credentials)?;
         Ok(Self { dialer: client.dialer.behind(name), ..client })
     }

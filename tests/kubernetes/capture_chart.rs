@@ -227,8 +227,9 @@ async fn the_hook_and_the_server_share_the_grace_period() {
     let pod = pod_of(&documents, NAME);
     assert!(pod["spec"]["containers"][0]["lifecycle"].is_null());
     assert_eq!(variable(&pod, "CAPTUREDRAIN_GRACE_PERIOD"), None);
-    let server = variable(&pod, "CAPTUREDRAIN_SERVER").unwrap();
-    assert_eq!(server, "https://$(POD_NAME).cdc-peer.shop.svc:8300", "the name that its certificate has");
+    assert_eq!(variable(&pod, "CAPTUREDRAIN_SERVER").unwrap(), "https://127.0.0.1:8300");
+    let name = variable(&pod, "CAPTUREDRAIN_TLS_SERVER_NAME").unwrap();
+    assert_eq!(name, "$(POD_NAME).cdc-peer.shop.svc", "the name that its certificate has");
     assert_eq!(seconds(&args(&pod, "x"), "--shutdown-timeout="), 105);
     assert!(!args(&pod, "x").contains(&"--insecure".to_owned()));
     assert_eq!(pod["metadata"]["annotations"]["capturedrain.io/tls-secret-name"], "a");

@@ -45,7 +45,7 @@ pub(super) async fn resolve(
 pub(crate) async fn connect(client: &Client, key: &ClusterKey) -> Result<client::Client, Unseen> {
     let servers = servers(client, key).await?;
     let credentials = credentials_of(client, key).await?;
-    client::Client::of_service(&servers, credentials, &host(key)).map_err(Unseen::from)
+    client::Client::behind_name(&servers, credentials, &host(key)).map_err(Unseen::from)
 }
 
 /// The same for `TiCDC`.
