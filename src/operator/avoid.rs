@@ -36,7 +36,8 @@ pub fn avoid(
     let newest = at.max_by_key(|place| place.created_at).and_then(|place| place.revision.clone());
     let is_to_go = |place: &Place| {
         let is_old = newest.is_some() && place.revision.is_some() && place.revision != newest;
-        is_old || place.node.as_ref().and_then(|node| nodes.get(node)).is_some_and(|node| is_closed(node, place))
+        let node = place.node.as_ref().and_then(|node| nodes.get(node));
+        is_old || node.is_some_and(|node| is_closed(node, &place.tolerations))
     };
     let avoided = cluster.captures.iter().filter(|capture| {
         capture.id != target && (queued.contains(&capture.id) || place(&capture.pod_uid).is_some_and(is_to_go))
@@ -44,12 +45,12 @@ pub fn avoid(
     avoided.filter_map(|capture| CaptureId::new(&capture.id).ok()).collect()
 }
 
-/// Whether a node would not take this pod again.
-fn is_closed(node: &NodeSpec, place: &Place) -> bool {
+/// Whether a node would not take a pod again that tolerates so much.
+pub fn is_closed(node: &NodeSpec, tolerations: &[Toleration]) -> bool {
     let mut taints = node.taints.iter().flatten();
     let repels = |taint: &Taint| taint.effect == "NoSchedule" || taint.effect == "NoExecute";
     node.unschedulable == Some(true)
-        || taints.any(|taint| repels(taint) && !place.tolerations.iter().any(|at| tolerates(at, taint)))
+        || taints.any(|taint| repels(taint) && !tolerations.iter().any(|at| tolerates(at, taint)))
 }
 
 /// As the scheduler has it.
@@ -127,8 +128,8 @@ mod tests {
             (toleration("k", "Exists", "NoExecute"), false),
             (toleration("", "Equal", ""), false),
         ] {
-            let place = Place { tolerations: vec![toleration.clone()], ..Place::default() };
-            assert_eq!(is_closed(&taint("NoSchedule"), &place), !tolerated, "{toleration:?}");
+            let closed = is_closed(&taint("NoSchedule"), std::slice::from_ref(&toleration));
+            assert_eq!(closed, !tolerated, "{toleration:?}");
         }
     }
 }

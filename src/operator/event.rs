@@ -1,7 +1,8 @@
 //! What is told of a run besides its status: an event for each transition.
 
+use super::{ATTEMPTED_AT, UNINSTALLED};
 use crate::{
-    resource::{CaptureDrainStatus, DRAINED, FINISHED, STALLED, find, is_true},
+    resource::{CaptureDrain, CaptureDrainStatus, DRAINED, FINISHED, STALLED, find, is_true},
     view::HookReportView,
 };
 
@@ -33,10 +34,10 @@ pub fn of_hook(report: &HookReportView) -> Option<Note> {
     (!is_good).then(|| Note::warning("PreStopFailed", sentence))
 }
 
-/// What happened between two statuses of a run, in the order of its telling.
-pub fn notes(before: Option<&CaptureDrainStatus>, after: &CaptureDrainStatus) -> Vec<Note> {
+/// What happened between the status that a run has and its next one, in the order of its telling.
+pub fn notes(drain: &CaptureDrain, after: &CaptureDrainStatus) -> Vec<Note> {
     let nothing = CaptureDrainStatus::default();
-    let before = before.unwrap_or(&nothing);
+    let before = drain.status.as_ref().unwrap_or(&nothing);
     let mut notes = Vec::new();
     let message = |kind: &str| find(&after.conditions, kind).map(|is| is.message.clone()).unwrap_or_default();
     let began = |kind: &str| is_true(&after.conditions, kind) && !is_true(&before.conditions, kind);
@@ -53,7 +54,7 @@ pub fn notes(before: Option<&CaptureDrainStatus>, after: &CaptureDrainStatus) ->
         notes.push(Note::normal("Drained", message(DRAINED)));
     }
     if began(FINISHED) {
-        notes.push(end(after, message(FINISHED)));
+        notes.push(end(drain, after, message(FINISHED)));
     }
     notes
 }
@@ -76,12 +77,21 @@ fn stall(before: &CaptureDrainStatus, after: &CaptureDrainStatus, sentence: &str
     }
 }
 
-fn end(after: &CaptureDrainStatus, sentence: String) -> Note {
+/// How a drain was given up. Evictions that follow are refused where a person did it.
+fn given_up(drain: &CaptureDrain, reason: &str) -> &'static str {
+    let has = |name| drain.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(name));
+    let is_uninstalled = has(ATTEMPTED_AT) && has(UNINSTALLED);
+    // One that was not deleted was not asked for by evictions any more.
+    let is_left = reason == "CancelUnsupported" && drain.metadata.deletion_timestamp.is_none();
+    if is_uninstalled || is_left { "EvictionAbandoned" } else { "DrainWithdrawn" }
+}
+
+fn end(drain: &CaptureDrain, after: &CaptureDrainStatus, sentence: String) -> Note {
     let reason = find(&after.conditions, FINISHED).map(|finished| finished.reason.as_str()).unwrap_or_default();
     match reason {
         "PodGone" | "CaptureStopping" => Note::normal("DrainSucceeded", sentence),
-        "Withdrawn" => Note::normal("DrainWithdrawn", sentence),
-        "CancelUnsupported" => Note::warning("DrainWithdrawn", sentence),
+        "Withdrawn" => Note::normal(given_up(drain, reason), sentence),
+        "CancelUnsupported" => Note::warning(given_up(drain, reason), sentence),
         "EvictionAbandoned" => Note::normal("EvictionAbandoned", sentence),
         "DeadlineProceeded" => Note::warning("DeadlineExceeded", sentence),
         "NoPeers" => Note::warning("NoPeers", sentence),
@@ -90,5 +100,45 @@ fn end(after: &CaptureDrainStatus, sentence: String) -> Note {
             Note::warning("DrainRejected", why)
         }
         _ => Note::warning("TargetGone", sentence),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+    use super::*;
+    use crate::operator::tests::drain;
+
+    #[test]
+    fn a_drain_that_a_person_gave_up_is_told_from_one_that_nobody_asks_for_any_more() {
+        let check = |reason: &str, is_deleted: bool, annotations: &[&str], expected: &str| {
+            let mut drain = drain("captureID: b");
+            let pairs = annotations.iter().map(|name| ((*name).to_owned(), "x".to_owned()));
+            drain.metadata.annotations = Some(pairs.collect());
+            drain.metadata.deletion_timestamp = is_deleted.then_some(Time(jiff::Timestamp::UNIX_EPOCH));
+            let finished = Condition {
+                type_: FINISHED.to_owned(),
+                status: "True".to_owned(),
+                reason: reason.to_owned(),
+                message: String::new(),
+                last_transition_time: Time(jiff::Timestamp::UNIX_EPOCH),
+                observed_generation: None,
+            };
+            let after = CaptureDrainStatus { conditions: vec![finished], ..CaptureDrainStatus::default() };
+            let told: Vec<_> = notes(&drain, &after).into_iter().map(|note| note.reason).collect();
+            assert_eq!(told, [expected], "{reason}, deleted: {is_deleted}, {annotations:?}");
+        };
+        let by_eviction = [ATTEMPTED_AT];
+        // By deletion, or by a command of the cluster's own.
+        for is_deleted in [true, false] {
+            check("Withdrawn", is_deleted, &by_eviction, "DrainWithdrawn");
+        }
+        check("CancelUnsupported", true, &by_eviction, "DrainWithdrawn");
+        check("CancelUnsupported", false, &by_eviction, "EvictionAbandoned");
+        check("EvictionAbandoned", false, &by_eviction, "EvictionAbandoned");
+        check("Withdrawn", true, &[ATTEMPTED_AT, UNINSTALLED], "EvictionAbandoned");
+        check("CancelUnsupported", true, &[ATTEMPTED_AT, UNINSTALLED], "EvictionAbandoned");
+        check("Withdrawn", true, &[UNINSTALLED], "DrainWithdrawn");
     }
 }

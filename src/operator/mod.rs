@@ -30,6 +30,8 @@ use crate::resource::CaptureDrain;
 
 /// The annotation that says when somebody last tried to evict the pod, RFC 3339.
 pub const ATTEMPTED_AT: &str = "capturedrain.io/eviction-attempted-at";
+/// The annotation of a drain that is deleted because the operator is being removed.
+pub const UNINSTALLED: &str = "capturedrain.io/uninstalled";
 
 /// One round without Kubernetes: what came of it is in the status.
 pub async fn reconcile(backend: &dyn Backend, drain: &mut CaptureDrain) {

@@ -17,7 +17,7 @@ use crate::{
 
 const INITIAL: WorkView = WorkView { maintainers: 1, dispatchers: 3 };
 
-fn drain(target: &str) -> CaptureDrain {
+pub(super) fn drain(target: &str) -> CaptureDrain {
     let text = format!(
         "apiVersion: capturedrain.io/v1alpha1\nkind: CaptureDrain\nmetadata: {{name: x, generation: 1}}\nspec:\n  \
          clusterRef: {{serviceName: cdc}}\n  target: {{{target}}}\n"

@@ -165,7 +165,7 @@ const OWN: [Right; 10] = [
 ];
 
 /// What the operator needs.
-const OPERATORS: [Right; 12] = [
+const OPERATORS: [Right; 13] = [
     right(Purpose::Operate, true, OURS, "capturedrains", "list"),
     right(Purpose::Operate, true, OURS, "capturedrains", "watch"),
     right(Purpose::Operate, true, OURS, "capturedrains", "patch"),
@@ -174,6 +174,7 @@ const OPERATORS: [Right; 12] = [
     right(Purpose::Operate, true, "", "pods", "watch"),
     right(Purpose::Operate, true, "", "services", "get"),
     right(Purpose::Operate, true, SLICES, "endpointslices", "list"),
+    right(Purpose::Operate, false, "", "nodes", "get"),
     right(Purpose::Operate, false, "", "nodes", "list"),
     right(Purpose::Operate, false, "", "nodes", "watch"),
     right(Purpose::Operate, false, "events.k8s.io", "events", "create"),

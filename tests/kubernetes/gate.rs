@@ -149,6 +149,12 @@ pub(crate) async fn settle(shop: &Shop, pod: &str) {
     let pods: Api<Pod> = Api::namespaced(shop.admin.client().await, &shop.namespace);
     let labels = json!({"metadata": {"labels": {"capturedrain.io/service": "cdc", "app": "cdc"}}});
     pods.patch(pod, &PatchParams::default(), &Patch::Merge(labels)).await.unwrap();
+    run(shop, pod).await;
+}
+
+/// Has a pod run, as a kubelet would say.
+pub(crate) async fn run(shop: &Shop, pod: &str) {
+    let pods: Api<Pod> = Api::namespaced(shop.admin.client().await, &shop.namespace);
     let ready = json!([{"type": "Ready", "status": "True"}]);
     let status = json!({"status": {"phase": "Running", "conditions": ready}});
     pods.patch_status(pod, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
@@ -164,8 +170,14 @@ pub(crate) async fn scene_with(stem: &str, tables: usize, lease: &'static str, m
     for pod in ["cdc-0", "cdc-1", "cdc-2"] {
         settle(&shop, pod).await;
     }
+    let (gate, caller) = open(&shop, more).await;
+    (shop, gate, caller)
+}
+
+/// An operator that answers evictions of a namespace, and somebody who evicts there.
+pub(crate) async fn open(shop: &Shop, more: &[&str]) -> (Gate, Caller) {
     let gate = Gate::start(&shop.admin, &shop.namespace, &shop.namespace, more);
-    configure(&shop, &shop.namespace, gate.port, "Fail").await;
+    configure(shop, &shop.namespace, gate.port, "Fail").await;
     gate.wait_until_ready().await;
     gate.operator.wait_until_leading().await;
     // A CRD that was just installed may take a while to take its first object.
@@ -178,7 +190,7 @@ pub(crate) async fn scene_with(stem: &str, tables: usize, lease: &'static str, m
         (gate.operator.metric("capturedrain_webhook_requests_total{decision=\"NoPod\"} ").await? > 0.0).then_some(())
     })
     .await;
-    (shop, gate, caller)
+    (gate, caller)
 }
 
 impl Shop {

@@ -10,8 +10,8 @@ use tokio::process::Command;
 
 use crate::{
     api_server::{self, etcd::guard::Folder},
+    gate::scene_with,
     helm::{documents, named, of_kind, template},
-    operator::scene,
     shop::{Operator, Shop, wait_for},
 };
 
@@ -19,14 +19,6 @@ const CHART: (&str, &str) = (concat!(env!("CARGO_MANIFEST_DIR"), "/charts/captur
 const RUNBOOKS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/runbooks");
 /// What Prometheus adds to every series, and to the buckets of histograms.
 const ADDED: [&str; 5] = ["namespace", "job", "pod", "instance", "le"];
-/// What is told only where there is a webhook, or after a hook; the reference has it.
-const ELSEWHERE: [(&str, &[&str]); 4] = [
-    ("capturedrain_webhook_requests_total", &["decision"]),
-    ("capturedrain_webhook_request_duration_seconds_bucket", &[]),
-    ("capturedrain_webhook_certificate_expiry_timestamp_seconds", &[]),
-    ("capturedrain_prestop_runs_total", &["outcome"]),
-];
-
 /// What is told: the labels of each series, by its name.
 type Told = BTreeMap<String, BTreeSet<String>>;
 
@@ -199,19 +191,14 @@ async fn dashboard_and_alerts_ask_for_what_is_told() {
     // The API server's have labels of their own; another test sees them.
     asked.extend(of_alerts.filter(|(query, _)| !query.contains("apiserver_")));
     assert!(asked.len() > 30, "{asked:?}");
-    let elsewhere: BTreeSet<_> = ELSEWHERE.iter().map(|(name, _)| (*name).to_owned()).collect();
-    let named: BTreeSet<_> = asked.iter().flat_map(|(query, _)| series(query)).collect();
-    let wanted: BTreeSet<_> = named.difference(&elsewhere).cloned().collect();
-    let (shop, operator) = scene("asked", 600).await;
+    let wanted: BTreeSet<_> = asked.iter().flat_map(|(query, _)| series(query)).collect();
+    let (shop, gate, _caller) = scene_with("asked", 600, "3s", &[]).await;
     let lost = json!({"clusterRef": {"serviceName": "nobody"}});
     shop.drain_of("lost", json!({"captureID": "x"}), lost).await;
     shop.wait_for_condition("lost", "Stalled", "True", "ClusterUnreachable").await;
     let target = shop.a_follower().await;
     // Some of it is told only while the drain is on.
-    let (mut told, ()) = tokio::join!(gather(&shop, &operator, &wanted), shop.drain("x", &target, json!({})));
-    for (name, labels) in ELSEWHERE {
-        told.entry(name.to_owned()).or_default().extend(labels.iter().map(|label| (*label).to_owned()));
-    }
+    let (told, ()) = tokio::join!(gather(&shop, &gate.operator, &wanted), shop.drain("x", &target, json!({})));
     let wrong: Vec<_> = asked.iter().flat_map(|(query, legend)| complaints(query, legend, &told)).collect();
     assert_eq!(wrong, Vec::<String>::new());
     // The checks can fail.

@@ -14,7 +14,8 @@ use crate::{
     api_server::{self, ApiServer, SERVICE_ADDRESS, access::Access},
     authority::{Authority, Subject},
     fake::{Fake, Stage, left},
-    shop::{Operator, Shop, condition},
+    gate,
+    shop::{Operator, Shop, condition, wait_for},
     trouble::grant,
 };
 
@@ -216,6 +217,34 @@ async fn a_drain_of_ticdc_cannot_be_called_off_and_ends_as_that() {
     let status = played.shop.wait_for_end("x", "CancelUnsupported").await;
     assert_eq!((condition(&status, "Succeeded").0, condition(&status, "Drained").0), ("False".into(), "False".into()));
     assert!(played.fake.play().count(PUT) > 0);
+}
+
+/// Nobody has withdrawn its drain, although that could not be called off.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_of_ticdc_whose_eviction_was_given_up_is_drained_again_by_the_next() {
+    let played = Played::v1(api_server::shared().await, "evicted").await;
+    let shop = &played.shop;
+    for n in 0..3 {
+        gate::run(shop, &format!("db-ticdc-{n}")).await;
+    }
+    let (_gate, caller) = gate::open(shop, &[]).await;
+    assert_eq!(caller.evict("db-ticdc-1").await.cause(), "CaptureNotDrained");
+    let pod = shop.admin.kubectl_json(&["get", "pod", "db-ticdc-1", "-n", &shop.namespace]).await;
+    let name = |number: usize| format!("{}-{number}", pod["metadata"]["uid"].as_str().unwrap());
+    wait_for("a beginning", async || shop.status(&name(1)).await["epoch"].as_i64()).await;
+    let made = shop.object(&name(1)).await.unwrap();
+    assert_eq!((&made["spec"]["deadlineSeconds"], &made["spec"]["clusterRef"]["kind"]), (&json!(540), &json!("TiCDC")));
+    shop.kubectl(&["patch", "cdrain", &name(1), "--type=merge", "-p", r#"{"spec":{"releaseAfterSeconds":1}}"#]).await;
+    shop.wait_for_end(&name(1), "CancelUnsupported").await;
+    wait_for("what is told of it", async || {
+        shop.events(&name(1)).await.contains(&"EvictionAbandoned".to_owned()).then_some(())
+    })
+    .await;
+    let again = caller.evict("db-ticdc-1").await;
+    assert_eq!(again.cause(), "CaptureNotDrained", "{again:?}");
+    assert!(again.message().contains(&name(2)), "{again:?}");
+    played.prove(&name(2)).await;
+    caller.evict_until("db-ticdc-1", 201).await;
 }
 
 /// How captures speak TLS that want to see a certificate of the same authority. Their own are made out to the Service and

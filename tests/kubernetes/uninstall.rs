@@ -13,6 +13,7 @@ use crate::{
         self, ApiServer, Setup,
         access::{Access, Credential},
     },
+    gate::scene_with,
     helm::{assert_restricted, documents, named, of_kind, template},
     shop::{Operator, PATIENCE, Shop, wait_for},
 };
@@ -100,6 +101,26 @@ async fn a_drain_that_is_on_is_withdrawn_and_the_webhook_goes() {
     // Once more there is nothing to do.
     let nothing = json!({"is_webhook_gone": true, "withdrawn": [], "released": []});
     assert_eq!(gone(&uninstall(&access, &args).await), nothing);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_that_went_with_its_operator_was_withdrawn_by_nobody() {
+    let (shop, _gate, caller) = scene_with("reinstalled", 30, "30s", &[]).await;
+    let target = shop.a_follower().await;
+    let name = format!("{}-1", shop.uid(&target));
+    shop.suspend(&target);
+    assert_eq!(caller.evict(&target).await.cause(), "CaptureNotDrained");
+    wait_for("a beginning", async || shop.status(&name).await["epoch"].as_i64()).await;
+    let (_, access) = job(api_server::shared().await, &shop.namespace, &shop.namespace).await;
+    // The webhook stays, as if it were there again.
+    let gone = gone(&uninstall(&access, &["--namespace", &shop.namespace]).await);
+    assert_eq!(gone["withdrawn"], json!([format!("{}/{name}", shop.namespace)]), "{gone:#}");
+    shop.resume(&target);
+    let told = shop.events(&name).await;
+    assert!(told.contains(&"EvictionAbandoned".to_owned()), "{told:?}");
+    let again = caller.evict(&target).await;
+    assert_eq!(again.cause(), "CaptureNotDrained", "{again:?}");
+    caller.evict_until(&target, 201).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

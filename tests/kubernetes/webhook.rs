@@ -71,6 +71,7 @@ async fn kubectl_drain_says_what_is_left_and_waits() {
     let told = said.stdout + &said.stderr;
     assert!(told.contains("admission webhook \"evictions.capturedrain.io\" denied the request"), "{told}");
     assert!(told.contains("will retry after 5s"), "{told}");
+    assert!(told.contains("is being drained, what is left is not known yet (CaptureDrain "), "{told}");
     shop.resume(&target);
     shop.wait_for_condition(&format!("{}-1", shop.uid(&target)), "Drained", "True", "Proven").await;
     let again = ["drain", &node, "--force", "--ignore-daemonsets", "--timeout=60s"];
@@ -95,6 +96,15 @@ async fn kubectl_drain_says_what_is_left_and_waits() {
     let other = Caller::new(&api_server::shared().await.user("bert", "system:masters"), &shop.namespace).await;
     shop.publish().await;
     assert_eq!(other.evict_until(&target, 429).await.cause(), "CaptureNotDrained");
+    // On a node that whoever wants it empty has tainted, as autoscalers do, it has to go, too.
+    shop.bind(&target, &node).await;
+    settle(&shop, &target).await;
+    shop.kubectl(&["uncordon", &node]).await;
+    // A node without a kubelet has a taint of its own.
+    shop.kubectl(&["taint", "node", &node, "node.kubernetes.io/not-ready:NoSchedule-"]).await;
+    assert_eq!(caller.evict(&target).await.code, 404);
+    shop.kubectl(&["taint", "node", &node, "ToBeDeletedByClusterAutoscaler=1:NoSchedule"]).await;
+    assert_eq!(caller.evict(&target).await.cause(), "CaptureNotDrained");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -192,8 +202,12 @@ async fn only_pods_of_captures_that_run_are_held() {
     // Others do not come here at all: neither other names nor other namespaces.
     let asked = async || {
         let (_, page) = gate.operator.get("/metrics").await.unwrap();
-        page.lines().filter(|line| line.starts_with("capturedrain_webhook_requests_total")).count()
+        let lines = page.lines().filter(|line| line.starts_with("capturedrain_webhook_requests_total"));
+        lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum::<u64>()
     };
+    let before = asked().await;
+    assert_eq!(caller.evict("cdc-7").await.code, 404);
+    assert_eq!(asked().await, before + 1, "a call is counted");
     let before = asked().await;
     shop.make_pod("web-x").await;
     assert_eq!(caller.evict("web-x").await.code, 201);
@@ -223,8 +237,33 @@ async fn a_budget_that_would_refuse_is_named_and_nothing_is_drained() {
     assert!(answer.message().contains("PodDisruptionBudget cdc-budget"), "{answer:?}");
     assert!(shop.drains_of(&shop.uid(&target)).await.is_empty());
     budgets.patch_status("cdc-budget", &PatchParams::default(), &Patch::Merge(status(1))).await.unwrap();
+    // The API server does not evict what two budgets select.
+    let second = budget.to_string().replace("cdc-budget", "of-all");
+    shop.apply(&second).await;
+    budgets.patch_status("of-all", &PatchParams::default(), &Patch::Merge(status(1))).await.unwrap();
+    let answer = caller.evict(&target).await;
+    assert_eq!((answer.code, answer.cause()), (429, "DisruptionBudget"), "{answer:?}");
+    assert!(
+        answer.message().contains("more than one PodDisruptionBudget selects it (cdc-budget, of-all)"),
+        "{answer:?}"
+    );
+    assert!(shop.drains_of(&shop.uid(&target)).await.is_empty());
+    shop.kubectl(&["delete", "pdb", "of-all"]).await;
     assert_eq!(caller.evict(&target).await.cause(), "CaptureNotDrained");
     caller.evict_until(&target, 201).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_empty_at_its_deadline_may_be_evicted_with_what_is_left() {
+    let (shop, gate, caller) = scene_with("late", 30, "30s", &[]).await;
+    let target = shop.a_follower().await;
+    shop.suspend(&target);
+    shop.drain("mine", &target, json!({"deadlineSeconds": 1, "onDeadline": "Proceed"})).await;
+    shop.wait_for_end("mine", "DeadlineProceeded").await;
+    caller.evict_until(&target, 201).await;
+    let proceeded = "capturedrain_webhook_requests_total{decision=\"DeadlineProceeded\"} ";
+    assert_eq!(gate.operator.metric(proceeded).await, Some(1.0));
+    shop.resume(&target);
 }
 
 #[tokio::test(flavor = "multi_thread")]

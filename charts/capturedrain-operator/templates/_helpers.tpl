@@ -90,5 +90,5 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "operator.nodeRules" -}}
 - apiGroups: [""]
   resources: [nodes]
-  verbs: [list, watch]
+  verbs: [get, list, watch]
 {{- end }}

@@ -204,12 +204,6 @@ impl Caches {
         })
     }
 
-    /// Whether a node is cordoned; `None` when it is not known.
-    pub(super) fn is_cordoned(&self, node: &str) -> Option<bool> {
-        let node = self.nodes.get(&ObjectRef::new(node))?;
-        Some(node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true)))
-    }
-
     /// Labels and annotations of those pods of a namespace that are meant, by name and all else.
     pub(super) fn marks(&self, namespace: &str, is_meant: impl Fn(&str, &Pod) -> bool) -> Vec<(Marks, Marks)> {
         let pods = self.pods.state_filter(|pod| {

@@ -229,7 +229,7 @@ async fn write_down(drain: &CaptureDrain, after: &CaptureDrainStatus, context: &
         return Ok(());
     }
     write::status(&context.client, drain, after).await?;
-    let notes = notes(drain.status.as_ref(), after);
+    let notes = notes(drain, after);
     for note in &notes {
         log(drain, after, note);
     }

@@ -19,7 +19,7 @@ use super::{
     write::{self, FINALIZER},
 };
 use crate::{
-    operator::event::Note,
+    operator::{UNINSTALLED, event::Note},
     resource::{CaptureDrain, is_finished},
 };
 
@@ -164,6 +164,8 @@ impl Run<'_> {
             return Ok(true);
         }
         if drain.metadata.deletion_timestamp.is_none() {
+            // No person decides against the drain: evictions may have it begin again, once an operator is back.
+            write::annotate(self.client, drain, UNINSTALLED, "true").await?;
             write::delete(self.client, drain).await?;
             self.gone.withdrawn.insert(name(drain));
             return Ok(false);

@@ -87,6 +87,17 @@ pub(super) async fn read(client: &Client, drain: &CaptureDrain) -> Result<Option
     Ok(found.filter(|found| found.metadata.uid == drain.metadata.uid))
 }
 
+/// Writes one annotation.
+pub(super) async fn annotate(client: &Client, drain: &CaptureDrain, key: &str, value: &str) -> Result<(), Error> {
+    // Another of the same name is not meant.
+    let patch = json!({ "metadata": { "uid": drain.uid(), "annotations": { key: value } } });
+    match api(client, drain).patch(&drain.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
+        Ok(_) => Ok(()),
+        Err(error) if matches!(category(&error), "not_found" | "conflict") => Ok(()),
+        Err(error) => Err(Error::new("annotate", name(drain))(error)),
+    }
+}
+
 /// Deletes it, since its time is over.
 pub(super) async fn delete(client: &Client, drain: &CaptureDrain) -> Result<(), Error> {
     let this = Preconditions { uid: drain.uid(), ..Preconditions::default() };

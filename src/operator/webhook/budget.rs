@@ -8,10 +8,18 @@ use kube::{
 
 use crate::operator::rollout::Marks;
 
-/// The budget that would refuse to let a pod go, as the API server judges it after this webhook.
+/// Why the API server would refuse to let a pod go, as it judges after this webhook; `None`: it would not.
 pub fn refusing(budgets: &[PodDisruptionBudget], labels: &Marks, is_ready: bool) -> Option<String> {
-    let found = budgets.iter().find(|budget| selects(budget, labels) && refuses(budget, is_ready));
-    found.map(ResourceExt::name_any)
+    let of_pod: Vec<_> = budgets.iter().filter(|budget| selects(budget, labels)).collect();
+    match &of_pod[..] {
+        [] => None,
+        [budget] => refuses(budget, is_ready)
+            .then(|| format!("PodDisruptionBudget {} allows no disruption now", budget.name_any())),
+        several => {
+            let names: Vec<_> = several.iter().map(|budget| budget.name_any()).collect();
+            Some(format!("more than one PodDisruptionBudget selects it ({})", names.join(", ")))
+        }
+    }
 }
 
 fn selects(budget: &PodDisruptionBudget, labels: &Marks) -> bool {

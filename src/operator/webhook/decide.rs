@@ -31,6 +31,8 @@ pub enum Step {
 pub enum Look {
     /// The pod, at the API server.
     Pod,
+    /// The pod and its node, likewise.
+    Node,
     /// The pod, the drain and the cluster at this moment.
     Proof {
         /// The cluster.
@@ -154,7 +156,12 @@ pub fn decide(facts: &Facts) -> Step {
         return Step::Answer(Decision::Rehearsed(rehearsal(facts, pod, &cluster)));
     }
     if is_successor(facts, pod) {
-        return live(Step::Answer(Decision::Gone));
+        match facts.is_node_closed {
+            None => return Step::Look(Look::Node),
+            Some(false) => return Step::Answer(Decision::Gone),
+            // Whoever wants this node empty wants this pod gone, too.
+            Some(true) => {}
+        }
     }
     if is_idle(pod) {
         return live(pass(Pass::NotRunning, Some(pod), None));
@@ -192,9 +199,9 @@ fn rehearsal(facts: &Facts, pod: &PodFacts, cluster: &ClusterRef) -> Option<Stri
     })
 }
 
-/// Whether this pod came after the one that the same caller wants gone, on a node that nobody wants empty.
+/// Whether this pod came after the one that the same caller wants gone.
 fn is_successor(facts: &Facts, pod: &PodFacts) -> bool {
-    if facts.asked.uid.is_some() || (pod.node.is_some() && facts.is_cordoned != Some(false)) {
+    if facts.asked.uid.is_some() {
         return false;
     }
     let user = caller(&facts.asked.user);
@@ -356,10 +363,8 @@ fn after(facts: &Facts, pod: &PodFacts, cluster: &ClusterRef, drain: &CaptureDra
 fn begin(facts: &Facts, pod: &PodFacts, cluster: &ClusterRef) -> Step {
     let name = &facts.asked.name;
     let Some(obstacles) = &facts.obstacles else { return Step::Look(Look::Obstacles) };
-    if let Some(budget) = &obstacles.budget {
-        let message = format!(
-            "pod {name} may not go, PodDisruptionBudget {budget} allows no disruption now: nothing is drained for it"
-        );
+    if let Some(why) = &obstacles.budget {
+        let message = format!("pod {name} may not go, {why}: nothing is drained for it");
         let denial = Denial { decision: "Budget", cause: "DisruptionBudget", message, drain: None };
         return Step::Answer(Decision::Deny(denial));
     }

@@ -65,7 +65,7 @@ impl Seen {
 /// What stands in the way of a drain that is to begin.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Obstacles {
-    /// The budget that would refuse the eviction anyway.
+    /// Why a budget would have the eviction refused anyway.
     pub budget: Option<String>,
     /// The drain of this pod that a person has withdrawn.
     pub withdrawn: Option<String>,
@@ -80,8 +80,8 @@ pub struct Facts {
     pub asked: Asked,
     /// The pod.
     pub pod: Seen,
-    /// Whether its node is cordoned; `None` when that is not known, or it is on none.
-    pub is_cordoned: Option<bool>,
+    /// Whether its node would not take it again; `None` while nobody has looked.
+    pub is_node_closed: Option<bool>,
     /// The drains of the namespace that name this pod, or did name one of its name.
     pub drains: Vec<Arc<CaptureDrain>>,
     /// What its cluster says at this moment; `None` while nobody has asked.

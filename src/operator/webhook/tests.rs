@@ -53,7 +53,7 @@ fn facts() -> Facts {
         now: now(),
         asked,
         pod: Seen::Cached(Some(pod())),
-        is_cordoned: Some(true),
+        is_node_closed: None,
         drains: Vec::new(),
         cluster: None,
         obstacles: Some(Obstacles::default()),
@@ -110,6 +110,7 @@ fn cluster(capture: CaptureView, ends: &[DrainEndView]) -> Option<Result<Cluster
 fn word(step: &Step) -> String {
     match step {
         Step::Look(Look::Pod) => "look:pod".to_owned(),
+        Step::Look(Look::Node) => "look:node".to_owned(),
         Step::Look(Look::Proof { .. }) => "look:proof".to_owned(),
         Step::Look(Look::Obstacles) => "look:obstacles".to_owned(),
         Step::Answer(Decision::Pass { why, .. }) => format!("pass:{}", why.name()),
@@ -316,13 +317,11 @@ fn a_successor_is_gone_for_who_wanted_its_predecessor_gone() {
         drain.metadata.annotations = Some(attempt(&[], user, now() - SignedDuration::from_secs(10)));
         Arc::new(drain)
     };
-    let scene = |facts: &mut Facts| {
-        facts.drains = vec![of_predecessor("ann")];
-        facts.is_cordoned = Some(false);
-    };
-    check(scene, "look:pod");
+    // Whatever memory says: a node that is cordoned a moment ago is to be empty, too.
+    check(|facts| facts.drains = vec![of_predecessor("ann")], "look:node");
     let sure = |facts: &mut Facts| {
-        scene(facts);
+        facts.drains = vec![of_predecessor("ann")];
+        facts.is_node_closed = Some(false);
         live(facts);
     };
     check(sure, "gone");
@@ -335,16 +334,14 @@ fn a_successor_is_gone_for_who_wanted_its_predecessor_gone() {
             "begin",
         );
     };
-    check_not(|facts| facts.is_cordoned = Some(true));
-    check_not(|facts| facts.is_cordoned = None);
+    check_not(|facts| facts.is_node_closed = Some(true));
     check_not(|facts| facts.asked.user = "bert".to_owned());
     check_not(|facts| facts.asked.uid = Some("u1".to_owned()));
     check_not(|facts| facts.now = now() + SignedDuration::from_mins(5));
-    // One that waits for a node is on none that is cordoned.
+    // One that waits for a node has not begun, and is gone all the same.
     check(
         |facts| {
             sure(facts);
-            facts.is_cordoned = None;
             with(facts, |pod| (pod.node, pod.phase) = (None, "Pending".to_owned()));
         },
         "gone",
@@ -460,14 +457,19 @@ fn budgets_refuse_as_the_api_server_would() {
         assert_eq!(refusing(&[budget], &marks(labels), is_ready).as_deref(), expected);
     };
     let ours = [("app", "cdc")];
-    check(budget(selector.clone(), 0, 2), &ours, true, Some("cdc"));
+    let allows_nothing = Some("PodDisruptionBudget cdc allows no disruption now");
+    check(budget(selector.clone(), 0, 2), &ours, true, allows_nothing);
     check(budget(selector.clone(), 1, 3), &ours, true, None);
     check(budget(selector.clone(), 0, 2), &[("app", "x")], true, None);
     check(budget(json!({}), 0, 2), &ours, true, None);
     // One that is not ready may go while those are there that are wanted, or whenever the budget says so.
     check(budget(selector.clone(), 0, 2), &ours, false, None);
-    check(budget(selector.clone(), 0, 1), &ours, false, Some("cdc"));
-    let mut always = selector;
+    check(budget(selector.clone(), 0, 1), &ours, false, allows_nothing);
+    let mut always = selector.clone();
     always["unhealthyPodEvictionPolicy"] = "AlwaysAllow".into();
     check(budget(always, 0, 1), &ours, false, None);
+    // Two that select it have the API server fail, whatever they allow.
+    let two = [budget(selector.clone(), 1, 3), budget(selector, 1, 3)];
+    let why = refusing(&two, &marks(&ours), true);
+    assert_eq!(why.as_deref(), Some("more than one PodDisruptionBudget selects it (cdc, cdc)"));
 }

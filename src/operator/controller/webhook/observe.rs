@@ -3,7 +3,11 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use k8s_openapi::api::{core::v1::Pod, events::v1::Event, policy::v1::PodDisruptionBudget};
+use k8s_openapi::api::{
+    core::v1::{Node, Pod, PodSpec},
+    events::v1::Event,
+    policy::v1::PodDisruptionBudget,
+};
 use kube::{Api, Client, ResourceExt as _, api::ListParams};
 use tokio::time;
 
@@ -16,6 +20,7 @@ use super::super::{
 };
 use crate::{
     operator::{
+        avoid::is_closed,
         observe::{Cluster, Unseen},
         webhook::{
             asked::Asked,
@@ -87,7 +92,7 @@ impl Witness {
             now: Timestamp::now(),
             asked: asked.clone(),
             pod: Seen::Cached(None),
-            is_cordoned: None,
+            is_node_closed: None,
             drains: Vec::new(),
             cluster: None,
             obstacles: None,
@@ -99,8 +104,10 @@ impl Witness {
     /// Replaces the pod, and what follows from it.
     fn put(&self, facts: &mut Facts, seen: Seen) {
         let (Seen::Cached(pod) | Seen::Live(pod)) = &seen;
-        let node = pod.as_ref().and_then(|pod| pod.node.as_deref());
-        facts.is_cordoned = node.and_then(|node| self.caches.is_cordoned(node));
+        let at = |pod: Option<&PodFacts>| pod.map(|pod| (pod.pod.uid.clone(), pod.node.clone()));
+        if at(pod.as_ref()) != at(facts.pod.pod()) {
+            facts.is_node_closed = None;
+        }
         let uid = pod.as_ref().map(|pod| pod.pod.uid.clone()).unwrap_or_default();
         facts.drains = self.caches.drains_of(&facts.asked.namespace, &facts.asked.name, &uid);
         facts.pod = seen;
@@ -112,6 +119,14 @@ impl Witness {
             Look::Pod => {
                 let pod = self.pod(&facts.asked).await?.as_ref().map(pod_facts);
                 self.put(facts, Seen::Live(pod));
+            }
+            Look::Node => {
+                let pod = self.pod(&facts.asked).await?;
+                self.put(facts, Seen::Live(pod.as_ref().map(pod_facts)));
+                facts.is_node_closed = match pod.and_then(|pod| pod.spec) {
+                    Some(pod) => Some(self.is_closed(&pod).await?),
+                    None => None,
+                };
             }
             Look::Proof { cluster, drain } => {
                 let (pod, drain, cluster) = futures::join!(
@@ -147,6 +162,21 @@ impl Witness {
     async fn pod(&self, asked: &Asked) -> Result<Option<Pod>, Trouble> {
         let pods = Api::<Pod>::namespaced(self.client.clone(), &asked.namespace);
         in_time("read", "the pod", pods.get_opt(&asked.name)).await
+    }
+
+    /// Whether the node of a pod would not take it again; one that waits for a node is on none that is closed.
+    async fn is_closed(&self, pod: &PodSpec) -> Result<bool, Trouble> {
+        let Some(name) = &pod.node_name else { return Ok(false) };
+        let nodes = Api::<Node>::all(self.client.clone());
+        match in_time("read", "the node", nodes.get_opt(name)).await {
+            Ok(node) => {
+                let node = node.and_then(|node| node.spec).unwrap_or_default();
+                Ok(is_closed(&node, pod.tolerations.as_deref().unwrap_or_default()))
+            }
+            // Who may not know it does not take a pod for gone that may be there to stay.
+            Err(trouble) if trouble.category == "forbidden" => Ok(true),
+            Err(trouble) => Err(trouble),
+        }
     }
 
     async fn drain(&self, asked: &Asked, name: &str) -> Result<(String, Option<CaptureDrain>), Trouble> {
