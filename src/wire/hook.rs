@@ -29,6 +29,7 @@ pub(super) struct HookDoor {
 #[derive(Debug, Default)]
 struct Pod {
     first: Option<First>,
+    latest_started_ms: Option<u64>,
     told_at: Option<Instant>,
 }
 
@@ -51,6 +52,12 @@ impl Pod {
             killed_ms: known.killed_ms.into_iter().chain(killed_ms).min(),
         };
         *self.first.insert(first)
+    }
+
+    /// Whether this is a run after another, and heard for the first time.
+    fn is_again(&mut self, started_ms: u64) -> bool {
+        let before = self.latest_started_ms.replace(started_ms);
+        before.is_some_and(|before| before < started_ms)
     }
 
     fn may_tell(&mut self) -> bool {
@@ -109,10 +116,15 @@ impl pb::hook_service_server::HookService for HookDoor {
             Err(_) => pb::Proof::Unspecified,
         };
         let snapshot = self.door.snapshots.borrow().clone();
-        let (first, tells) = {
+        let (first, is_again, tells) = {
             let mut pod = self.pod.lock().unwrap_or_else(PoisonError::into_inner);
-            (pod.run(call.started_unix_ms, call.killed_unix_ms), proof == pb::Proof::Unspecified && pod.may_tell())
+            let (is_again, first) =
+                (pod.is_again(call.started_unix_ms), pod.run(call.started_unix_ms, call.killed_unix_ms));
+            (first, is_again, proof == pb::Proof::Unspecified && pod.may_tell())
         };
+        if is_again {
+            tracing::info!(capture = %self.door.capture, "the hook runs again, its time counts from the first run");
+        }
         if tells {
             self.tell(&snapshot);
         } else if proof != pb::Proof::Unspecified {

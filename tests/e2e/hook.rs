@@ -98,6 +98,11 @@ async fn a_hook_that_runs_again_keeps_its_first_deadline() {
     let nodes = &mut *nodes;
     nodes.both[index].stop_kubelet();
     nodes.both[index].start_kubelet(&nodes.api);
+    let again = async || {
+        let log = site.kubectl(&["logs", "cdc-1", "--tail=-1"]).await.stdout;
+        log.contains("the hook runs again").then_some(())
+    };
+    wait_for(GONE_MAX, "another run of the hook", again).await;
     wait_until_gone(&site, "cdc-1", &uid).await;
     assert_eq!(site.end_of("cdc-1").await, "Drained");
     // An operator that is there tells the moment of the deletion itself, which is sooner.

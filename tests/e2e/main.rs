@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
+mod alone;
 #[path = "../support/api_server.rs"]
 #[allow(dead_code, reason = "other targets use more of it")]
 mod api_server;

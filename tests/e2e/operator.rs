@@ -17,6 +17,14 @@ pub(crate) async fn install(nodes: &Nodes, values: &[&str]) {
     assert!(said.code == 0, "{}{}\n{}", said.stdout, said.stderr, trouble(nodes).await);
 }
 
+/// Its pod on a node, as `pod/NAME`.
+pub(crate) async fn on(nodes: &Nodes, node: &str) -> String {
+    let field = format!("spec.nodeName={node}");
+    let pods = ["get", "pods", "-n", NAMESPACE, "--field-selector", &field, "-o", "name"];
+    let said = nodes.admin().kubectl(&pods).await.ok();
+    said.lines().next().unwrap_or_else(|| panic!("no operator is on {node}")).to_owned()
+}
+
 /// Takes the last change of it back.
 pub(crate) async fn rollback(nodes: &Nodes) {
     let said = helm(nodes.admin(), &["rollback", RELEASE, "-n", NAMESPACE, "--wait", "--timeout", "2m"]).await;

@@ -245,11 +245,12 @@ impl Site {
         .await;
     }
 
-    /// How many dispatchers each capture has.
-    pub(crate) async fn dispatchers(&self) -> BTreeMap<String, u64> {
+    /// How many maintainers and dispatchers each capture has.
+    pub(crate) async fn work(&self) -> BTreeMap<String, (u64, u64)> {
         let captures = self.captures().await;
-        let count = |at: &Value| (at["id"].as_str().unwrap().to_owned(), at["dispatcher_count"].as_u64().unwrap_or(0));
-        captures.iter().map(count).collect()
+        let count = |at: &Value, what: &str| at[what].as_u64().unwrap_or(0);
+        let work = |at: &Value| (count(at, "maintainer_count"), count(at, "dispatcher_count"));
+        captures.iter().map(|at| (at["id"].as_str().unwrap().to_owned(), work(at))).collect()
     }
 
     /// What has become of drains, the latest first: their targets, ends and requesters.

@@ -17,11 +17,10 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{
-    drain::{DRAIN_MAX, is},
+    drain::{Begun, DRAIN_MAX, begin, is},
     image::BUSYBOX,
     nodes::{self, Nodes},
     operator,
-    person::Running,
     site::{SLOW, Site, sweep},
     wait::wait_for,
 };
@@ -49,20 +48,23 @@ async fn evictions_of_others_do_not_come_here() {
     operator::install(&nodes, &[]).await;
     let admin = nodes.admin();
     admin.kubectl(&["create", "namespace", "bystanders"]).await.ok();
-    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "bystander"},
-        "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "x", "image": BUSYBOX}]}});
-    admin.kubectl_with(&["apply", "-n", "kube-system", "-f", "-"], &pod.to_string()).await.ok();
-    admin.kubectl_with(&["apply", "-n", "bystanders", "-f", "-"], &pod.to_string()).await.ok();
-    let before = decided(&nodes).await;
-    for namespace in ["kube-system", "bystanders"] {
-        let pods: Api<Pod> = Api::namespaced(admin.client().await, namespace);
-        pods.evict("bystander", &EvictParams::default()).await.unwrap();
+    // The one has the name of a capture in a namespace of Kubernetes itself, the other has no such name.
+    let others = [("kube-system", "bystander-0"), ("bystanders", "bystander")];
+    for (namespace, name) in others {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "x", "image": BUSYBOX}]}});
+        admin.kubectl_with(&["apply", "-n", namespace, "-f", "-"], &pod.to_string()).await.ok();
     }
+    let before = decided(&nodes).await;
+    for (namespace, name) in others {
+        let pods: Api<Pod> = Api::namespaced(admin.client().await, namespace);
+        pods.evict(name, &EvictParams::default()).await.unwrap();
+    }
+    assert_eq!(decided(&nodes).await, before, "nobody asks about those");
     let site = Site::open(&nodes, &[]).await;
     let (code, said) = site.evict("nobody-7", &EvictParams::default()).await;
     assert_eq!(code, 404, "{said}");
-    let after = decided(&nodes).await;
-    assert!(after <= before + 1, "{before} and {after}: a pod that is no capture's is nobody's business here");
+    assert_eq!(decided(&nodes).await, before + 1, "about this one somebody does");
     sweep(admin, "bystanders");
     site.close().await;
 }
@@ -125,13 +127,12 @@ async fn a_container_that_restarts_after_the_proof_is_drained_again() {
     site.close().await;
 }
 
-/// Ends all replicas of the operator, or has them back.
-async fn scale(nodes: &Nodes, replicas: u8) {
-    let replicas = format!("--replicas={replicas}");
-    let all = ["scale", "deployment", "--all", "-n", operator::NAMESPACE, &replicas];
-    nodes.admin().kubectl(&all).await.ok();
-    let wait = ["wait", "pod", "--all", "--for=delete", "-n", operator::NAMESPACE, "--timeout=60s"];
-    nodes.admin().kubectl(&wait).await;
+/// Ends all replicas of the operator at once, without a word.
+async fn kill(nodes: &Nodes) {
+    let own = ["-n", operator::NAMESPACE];
+    nodes.admin().kubectl(&[&["scale", "deployment", "--all", "--replicas=0"], &own[..]].concat()).await.ok();
+    let pods = ["delete", "pods", "--all", "--force", "--grace-period=0"];
+    nodes.admin().kubectl(&[&pods, &own[..]].concat()).await.ok();
 }
 
 #[tokio::test]
@@ -140,12 +141,10 @@ async fn a_dead_operator_blocks_nothing_unless_that_is_wanted() {
     let nodes = nodes::shared().await;
     for policy in ["Ignore", "Fail"] {
         operator::install(&nodes, &[&format!("webhook.failurePolicy={policy}")]).await;
-        let site = Site::open(&nodes, &[]).await;
-        let node = site.node_with(1).await;
-        let capture = site.on(node).await.remove(0);
-        let uid = site.uid(&capture).await;
-        scale(&nodes, 0).await;
-        let (code, said) = Running::drain(&site.admin, node, &[]).end(DRAIN_MAX).await;
+        let site = Site::open(&nodes, SLOW).await;
+        let Begun { node, capture, uid, drain, .. } = begin(&site).await;
+        kill(&nodes).await;
+        let (code, said) = drain.end(DRAIN_MAX).await;
         if policy == "Ignore" {
             assert_eq!(code, 0, "{said}\n{}", site.trouble().await);
             assert_eq!(site.end_of(&capture).await, "Drained", "by its hook");
@@ -163,7 +162,8 @@ async fn a_dead_operator_blocks_nothing_unless_that_is_wanted() {
 #[ignore = "on nodes: `make e2e`"]
 async fn no_call_fails_while_certificates_change() {
     let nodes = nodes::shared().await;
-    operator::install(&nodes, &["webhook.caWait=5s", "webhook.failurePolicy=Fail"]).await;
+    let values = ["webhook.certificateLife=30s", "webhook.caWait=5s", "webhook.failurePolicy=Fail"];
+    operator::install(&nodes, &values).await;
     let site = Site::open(&nodes, &[]).await;
     let (stop, calls, client) =
         (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), site.admin.client().await);
@@ -197,6 +197,14 @@ async fn no_call_fails_while_certificates_change() {
         (now != before && now.len() <= before.len() + 8).then_some(())
     })
     .await;
+    // Certificates live for half a minute here, and are replaced whether somebody asks or not.
+    let leaf = async || {
+        site.admin.kubectl(&["get", "-n", operator::NAMESPACE, &secret, "-o", "jsonpath={.data.tls\\.crt}"]).await.ok()
+    };
+    for which in ["another certificate", "and another one"] {
+        let before = leaf().await;
+        wait_for(DRAIN_MAX, which, async || (leaf().await != before).then_some(())).await;
+    }
     stop.store(true, Ordering::Relaxed);
     evictions.await.unwrap();
     println!("{} calls", calls.load(Ordering::Relaxed));
