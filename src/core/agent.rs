@@ -65,7 +65,7 @@ pub(crate) struct Agent {
     mutants: Mutants,
     membership: Membership,
     lane: WriteLane,
-    /// SIGTERM, or the hook has the proof: it never registers again.
+    /// SIGTERM, or the hook has the proof or the promise: it never registers again.
     last_life: bool,
     /// It gave up office, and sits out until then.
     no_candidacy_before: Instant,
@@ -116,7 +116,7 @@ impl Agent {
 
     /// Whether the hook may have the proof, which makes it final.
     ///
-    /// Not while a write of this agent is pending or of unknown outcome: it could be a new registration.
+    /// Not while a write of this agent is pending or of unknown outcome: it could make the capture `Alive` again.
     pub(crate) fn prove(&mut self, view: &View) -> bool {
         let proven = self.me().is_some_and(|me| view.is_registered(&me))
             && self.lane.is_free(view)

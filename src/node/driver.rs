@@ -285,11 +285,15 @@ impl Driver {
     }
 
     fn write(&self, lane: Lane, txn: Txn) {
-        let (store, troubles) = (self.store.clone(), self.tasks.troubles.clone());
+        let store = self.store.clone();
         self.spawn(async move {
-            let ended = store.txn(txn).await;
-            troubles.heed("the store refused a transaction", &ended);
-            let outcome = ended.unwrap_or(TxnOutcome::Refused(0));
+            let outcome = match store.txn(txn).await {
+                Ok(outcome) => outcome,
+                Err(error) => {
+                    tracing::warn!(%error, "the store refused a transaction");
+                    TxnOutcome::Refused(0)
+                }
+            };
             // A store that refuses for ever, with a full disk for one, must not be asked without a pause.
             match outcome {
                 TxnOutcome::Committed(_) => {}

@@ -54,10 +54,10 @@ impl Pod {
         *self.first.insert(first)
     }
 
-    /// Whether this is a run after another, and heard for the first time.
-    fn is_again(&mut self, started_ms: u64) -> bool {
-        let before = self.latest_started_ms.replace(started_ms);
-        before.is_some_and(|before| before < started_ms)
+    /// Whether this is a later run than all before, and its time counts from the first.
+    fn is_again(&mut self, started_ms: u64, first: First) -> bool {
+        let latest = self.latest_started_ms.replace(self.latest_started_ms.unwrap_or(0).max(started_ms));
+        latest.is_some_and(|latest| latest < started_ms) && first.started_ms < started_ms
     }
 
     fn may_tell(&mut self) -> bool {
@@ -118,8 +118,8 @@ impl pb::hook_service_server::HookService for HookDoor {
         let snapshot = self.door.snapshots.borrow().clone();
         let (first, is_again, tells) = {
             let mut pod = self.pod.lock().unwrap_or_else(PoisonError::into_inner);
-            let (is_again, first) =
-                (pod.is_again(call.started_unix_ms), pod.run(call.started_unix_ms, call.killed_unix_ms));
+            let first = pod.run(call.started_unix_ms, call.killed_unix_ms);
+            let is_again = pod.is_again(call.started_unix_ms, first);
             (first, is_again, proof == pb::Proof::Unspecified && pod.may_tell())
         };
         if is_again {
@@ -215,6 +215,18 @@ mod tests {
         assert_eq!(pod.run(100, Some(700)), first);
         assert_eq!(pod.run(300, Some(900)), first, "a later run, which would have longer");
         assert_eq!(pod.run(100, Some(650)), First { killed_ms: Some(650), ..first }, "somebody knows better");
+    }
+
+    #[test]
+    fn another_run_is_told_once_and_only_when_the_first_one_counts() {
+        let mut pod = Pod::default();
+        let mut told = |started_ms, killed_ms| {
+            let first = pod.run(started_ms, Some(killed_ms));
+            pod.is_again(started_ms, first)
+        };
+        // Two at once take turns; the last one comes when the others should have been killed.
+        let runs = [(100, 700), (300, 900), (100, 700), (300, 900), (800, 1400), (800, 1400)];
+        assert_eq!(runs.map(|(started, killed)| told(started, killed)), [false, true, false, false, false, false]);
     }
 
     #[test]

@@ -165,7 +165,10 @@ impl Run<'_> {
         }
         if drain.metadata.deletion_timestamp.is_none() {
             // No person decides against the drain: evictions may have it begin again, once an operator is back.
-            write::annotate(self.client, drain, UNINSTALLED, "true").await?;
+            if let Err(error) = write::annotate(self.client, drain, UNINSTALLED, "true").await {
+                let (category, error) = (error.category(), error.chain().to_string());
+                tracing::warn!(category, error, "evictions will take this drain for withdrawn by a person");
+            }
             write::delete(self.client, drain).await?;
             self.gone.withdrawn.insert(name(drain));
             return Ok(false);

@@ -18,7 +18,7 @@ use axum::{
     routing::post,
 };
 use kube::{Client, runtime::events::Recorder};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, sync::watch, time};
 
 use self::{
     effects::Effects,
@@ -39,8 +39,10 @@ use crate::{
     },
 };
 
-/// How often more is looked at before something is decided: each thing once.
+/// How often more is looked at before something is decided.
 const LOOKS_MAX: usize = 4;
+/// How long a decision may take: less than API servers wait, who would let the pod go then, as the failure policy says.
+const JUDGE_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a connection may be idle: longer than API servers keep theirs, so that no call meets its end.
 const IDLE_TIMEOUT: Duration = Duration::from_mins(5);
 /// How long a call may take: API servers wait for less.
@@ -88,7 +90,10 @@ async fn evict(State(hall): State<Hall>, body: Bytes) -> Response {
     };
     let uid = review.request.uid.clone();
     let asked = Asked::from(review.request);
-    let judged = hall.judge(&asked).await;
+    let judged = match time::timeout(JUDGE_TIMEOUT, hall.judge(&asked)).await {
+        Ok(judged) => judged,
+        Err(_) => deny(&hall.witness.remember(&asked), Trouble::late(JUDGE_TIMEOUT)),
+    };
     let decision = judged.as_ref().map_or("Failed", name);
     hall.metrics.webhook.decided(decision, began.elapsed());
     let mut response = match judged {
@@ -121,7 +126,7 @@ fn name(decision: &Decision) -> &'static str {
 impl Hall {
     async fn judge(&self, asked: &Asked) -> Result<Decision, Trouble> {
         let mut facts = self.witness.remember(asked);
-        for _ in 0..LOOKS_MAX {
+        for _ in 0..=LOOKS_MAX {
             let decision = match decide(&facts) {
                 Step::Look(look) => match self.witness.look(&mut facts, look).await {
                     Ok(()) => continue,
@@ -141,7 +146,7 @@ impl Hall {
             }
             return Ok(decision);
         }
-        // Each thing is looked at once, so that only a pod that changes all the time comes here.
+        // There are no more kinds of looks, so that only a pod that changes all the time comes here.
         Ok(Decision::Deny(Denial::not_drained("Unknown", format!("pod {} changes too fast", asked.name), None)))
     }
 }

@@ -74,6 +74,12 @@ pub(super) struct Trouble {
 }
 
 impl Trouble {
+    /// All of it together has taken too long.
+    pub(super) fn late(limit: Duration) -> Self {
+        let error = format!("what has to be known is not known within {} ms", limit.as_millis());
+        Self { category: "unreachable", error }
+    }
+
     /// Whether another attempt may go well.
     pub(super) fn is_passing(&self) -> bool {
         matches!(self.category, "throttled" | "server" | "unreachable" | "conflict")
